@@ -1,0 +1,5 @@
+enum Mine {}
+
+fn main() {
+    let _: Option<tenure::ModelHandle<Mine>> = None;
+}

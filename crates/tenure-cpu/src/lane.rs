@@ -1,0 +1,183 @@
+//! Loading weights and binding plans.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use rayon::prelude::*;
+use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, LoadItem, Memory, Stop, WeightPlace};
+use tenure_graph::Plan;
+use tenure_tensor::{ByteSize, codec};
+
+use crate::layout::{Layout, Scratch};
+use crate::lower::lower;
+use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
+use crate::raw::segment::SegmentBytes;
+use crate::raw::team::Team;
+use crate::rope::RopeAngles;
+use crate::simd::{Isa, attention, packed};
+
+/// Bytes of a file that a loading thread holds at a time.
+pub(crate) const STAGING: ByteSize = ByteSize::new(1 << 20);
+
+pub(crate) struct CpuLane {
+    team: Arc<Team>,
+    isa: Isa,
+}
+
+/// A run of rows of one weight, small enough for one thread's staging.
+struct Chunk {
+    item: usize,
+    layout: Layout,
+    first_row: usize,
+    rows: usize,
+}
+
+impl CpuLane {
+    pub(crate) fn new(threads: usize, isa: Isa) -> Result<Self, DeviceError> {
+        Ok(CpuLane { team: Arc::new(Team::new(threads)?), isa })
+    }
+}
+
+impl Lane for CpuLane {
+    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
+        let mut chunks = Vec::new();
+        let mut segments = Vec::new();
+        for (index, item) in load.items.iter().enumerate() {
+            let layout = Layout::of(item.weight);
+            let need = ByteSize::new(item.offset) + layout.bytes(item.weight);
+            if need > item.lease.bytes() {
+                return Err(DeviceError::WrongMemory { what: "weights", got: item.lease.bytes(), need }.into());
+            }
+            segments.push(SegmentBytes::new(item.lease));
+            divide(index, item, layout, &mut chunks);
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.team.count())
+            .build()
+            .map_err(|error| DeviceError::ThreadSpawn(error.to_string()))?;
+        pool.install(|| {
+            chunks.par_iter().try_for_each_init(Vec::new, |staging, chunk| {
+                stop.check()?;
+                bring_in(load, &segments[chunk.item], chunk, staging)
+            })
+        })
+    }
+
+    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
+        let lowered = lower(&plan, &|w| Layout::of(plan.weight(w)) == Layout::Packed);
+        let scratch = Scratch::new(&plan, &lowered, self.team.count());
+        let enough = |what, got: ByteSize, need: ByteSize| {
+            if got < need { Err(DeviceError::WrongMemory { what, got, need }) } else { Ok(()) }
+        };
+        enough("arena", memory.arena.bytes(), plan.arena())?;
+        enough("scratch", memory.scratch.bytes(), ByteSize::of(scratch.bytes))?;
+
+        let mut layers = Vec::new();
+        let mut end = 0usize;
+        for &layer in plan.kv_layers() {
+            let head = attention::block_bytes(memory.kv.kv, layer.head_dim)
+                .ok_or(DeviceError::UnsupportedKv { kv: memory.kv.kv, head_dim: layer.head_dim })?;
+            layers.push((end, head * layer.heads));
+            end += head * layer.heads * memory.kv.blocks;
+        }
+        enough("kv cache", memory.kv.lease.bytes(), ByteSize::of(end))?;
+
+        let mut weights = Vec::new();
+        let mut held = vec![memory.kv.lease.clone(), memory.arena.clone(), memory.scratch.clone()];
+        for (weight, place) in plan.weights().iter().zip(&memory.weights) {
+            let layout = Layout::of(weight);
+            let (cols, rows, dtype) = (weight.cols(), weight.rows(), weight.spec.dtype);
+            let bytes = layout.bytes(weight);
+            weights.push(match place {
+                WeightPlace::Resident { lease, offset } => {
+                    enough("weights", lease.bytes(), ByteSize::new(*offset) + bytes)?;
+                    held.push(lease.clone());
+                    let base = Base::of(lease, *offset);
+                    Weight::Resident { base, bytes: bytes.get() as usize, layout, cols, rows, dtype }
+                }
+                WeightPlace::Mapped(mapped) => {
+                    enough("mapped weights", ByteSize::of(mapped.bytes().len()), bytes)?;
+                    Weight::Mapped { bytes: mapped.clone(), cols, rows, dtype }
+                }
+            });
+        }
+        enough("weights", ByteSize::of(weights.len()), ByteSize::of(plan.weights().len()))?;
+        let ropes = lowered
+            .ropes
+            .iter()
+            .map(|rope| RopeAngles::new(rope, rope.factors.map(|f| weights[f.index()].vector())))
+            .collect();
+        Ok(Box::new(Interpreter {
+            team: self.team.clone(),
+            isa: self.isa,
+            ropes,
+            weights,
+            arena: Base::of(&memory.arena, 0),
+            scratch_base: Base::of(&memory.scratch, 0),
+            scratch,
+            kv: Kv { base: Base::of(&memory.kv.lease, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
+            claims: lowered.phases.iter().map(|_| AtomicUsize::new(0)).collect(),
+            written: Vec::with_capacity(plan.shape().rows),
+            out_rows: 0,
+            lowered,
+            plan,
+            _held: held,
+        }))
+    }
+}
+
+/// Divides a weight into chunks of whole panels that fit the staging, at least one panel each.
+fn divide(item: usize, load: &LoadItem<'_>, layout: Layout, chunks: &mut Vec<Chunk>) {
+    let (rows, cols) = (load.weight.rows(), load.weight.cols());
+    let row = load.weight.spec.dtype.row_bytes(cols).unwrap_or(0).max(1);
+    let step = (STAGING.get() as usize / row).max(1).next_multiple_of(packed::ROWS);
+    for first_row in (0..rows).step_by(step) {
+        chunks.push(Chunk { item, layout, first_row, rows: step.min(rows - first_row) });
+    }
+}
+
+fn bring_in(load: &Load<'_>, segment: &SegmentBytes<'_>, chunk: &Chunk, staging: &mut Vec<u8>) -> Result<(), LoadError> {
+    let LoadItem { weight, offset, .. } = load.items[chunk.item];
+    let (dtype, cols) = (weight.spec.dtype, weight.cols());
+    let row = dtype.row_bytes(cols).unwrap_or(0);
+    let (from, len) = (chunk.first_row * row, chunk.rows * row);
+    let read = |into: &mut [u8]| {
+        (load.read)(chunk.item, from as u64, into)
+            .map_err(|error| LoadError::Source { name: weight.spec.name.clone(), error })
+    };
+    let offset = offset as usize;
+    // SAFETY (all three): chunks of one weight and places of different weights are disjoint, so nobody else touches
+    // these bytes while the load runs; the caller compared the weight's end with the lease.
+    match chunk.layout {
+        Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
+        Layout::Vector => {
+            room(staging, len)?;
+            read(staging)?;
+            let bytes = unsafe { segment.range(offset, cols * size_of::<f32>()) };
+            if let Ok(floats) = bytemuck::try_cast_slice_mut(bytes) {
+                // The type was accepted when the plan was made.
+                let _: Result<(), codec::CodecError> = codec::dequantize(dtype, staging, floats);
+            }
+        }
+        Layout::Packed => {
+            room(staging, len)?;
+            read(staging)?;
+            let panel = packed::panel_bytes(dtype, cols).unwrap_or(0);
+            let first = chunk.first_row / packed::ROWS;
+            let panels = chunk.rows.div_ceil(packed::ROWS);
+            let bytes = unsafe { segment.range(offset + first * panel, panels * panel) };
+            for (rows, panel) in staging.chunks(packed::ROWS * row).zip(bytes.chunks_exact_mut(panel)) {
+                packed::pack_panel(dtype, cols, rows, panel);
+            }
+        }
+    }
+    (load.progress)(ByteSize::of(len));
+    Ok(())
+}
+
+fn room(staging: &mut Vec<u8>, len: usize) -> Result<(), DeviceError> {
+    staging.clear();
+    staging.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked: ByteSize::of(len) })?;
+    staging.resize(len, 0);
+    Ok(())
+}

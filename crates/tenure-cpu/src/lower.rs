@@ -1,0 +1,269 @@
+//! From a plan's steps to phases: runs of work that need no barrier inside.
+//!
+//! A *rows* phase applies several operations to each row, row by row, every member of the team having rows of its own;
+//! a *matmul* phase computes several products of the same activations; an *attention* phase is one operation. Two
+//! steps share a phase only when no byte one of them writes can be touched by the other through another row.
+
+use tenure_graph::{Activation, KvLayerId, Op, Plan, RopeSpec, Rows, Span, Val, WeightId};
+
+/// What the interpreter runs between two barriers.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Each row through all operations.
+    Rows {
+        /// Which rows.
+        rows: Rows,
+        /// What is done to each.
+        ops: Vec<RowOp>,
+    },
+    /// Products, panel by panel.
+    MatMul(Vec<MatMulOp>),
+    /// Attention of one layer.
+    Attention(AttentionOp),
+}
+
+/// An operation on one row.
+#[derive(Debug, Clone)]
+pub(crate) enum RowOp {
+    /// Cosines and sines of the row's position, for one kind of rope.
+    RopeTable { table: usize },
+    Embed { table: WeightId, scale: f32, out: Val },
+    RmsNorm { x: Val, weight: WeightId, eps: f32, group: usize, out: Val },
+    Rope { x: Val, head_dim: usize, table: usize, out: Val },
+    KvStore { k: Val, v: Val, layer: KvLayerId },
+    /// Joins the partial results of a split attention.
+    MergeAttention { op: AttentionOp },
+    Glu { gate: Val, up: Val, activation: Activation, out: Val },
+    Add { a: Val, b: Val, out: Val },
+    Scale { x: Val, factor: f32, out: Val },
+    Softcap { x: Val, cap: f32, out: Val },
+    TakeRows { x: Val, out: Val },
+    /// Quantises a row for the products that follow.
+    Quantize { x: Val },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct MatMulOp {
+    pub(crate) x: Val,
+    pub(crate) w: WeightId,
+    pub(crate) bias: Option<WeightId>,
+    pub(crate) rows: Rows,
+    pub(crate) out: Val,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionOp {
+    pub(crate) q: Val,
+    pub(crate) layer: KvLayerId,
+    pub(crate) heads: usize,
+    pub(crate) scale: f32,
+    pub(crate) window: Option<usize>,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) out: Val,
+}
+
+/// A plan, lowered.
+#[derive(Debug)]
+pub(crate) struct Lowered {
+    pub(crate) phases: Vec<Phase>,
+    /// The distinct ropes of the plan.
+    pub(crate) ropes: Vec<RopeSpec>,
+    /// Columns of the widest row that is quantised; 0 when none is.
+    pub(crate) quantized_cols: usize,
+    /// Rows of which kinds are quantised: the largest capacity.
+    pub(crate) quantized_rows: usize,
+}
+
+/// Lowers `plan`; `packed` tells which weights are multiplied with in 8-bit integers.
+pub(crate) fn lower(plan: &Plan, packed: &dyn Fn(WeightId) -> bool) -> Lowered {
+    let mut lowering = Lowering {
+        plan,
+        done: Lowered { phases: Vec::new(), ropes: Vec::new(), quantized_cols: 0, quantized_rows: 0 },
+        touched: Vec::new(),
+        quantized: None,
+    };
+    for step in plan.steps() {
+        if let Op::Rope { rope, .. } = &step.op
+            && !lowering.done.ropes.contains(rope)
+        {
+            lowering.done.ropes.push(rope.clone());
+        }
+    }
+    for table in 0..lowering.done.ropes.len() {
+        lowering.row_op(Rows::Step, RowOp::RopeTable { table }, &[], &[]);
+    }
+    for step in plan.steps() {
+        lowering.step(&step.op, step.out, packed);
+    }
+    lowering.done
+}
+
+/// The buffer of quantised rows, as if it lay behind the arena.
+const QUANTIZED: Touch = Touch { span: Span { offset: 1 << 62, bytes: 1 << 32 }, stride: 0 };
+
+/// Bytes a step reads or writes, and how far its rows are apart; 0: not row by row.
+#[derive(Clone, Copy, PartialEq)]
+struct Touch {
+    span: Span,
+    stride: usize,
+}
+
+struct Touched {
+    reads: Vec<Touch>,
+    writes: Vec<Touch>,
+}
+
+struct Lowering<'p> {
+    plan: &'p Plan,
+    done: Lowered,
+    /// What the steps of the last phase touch.
+    touched: Vec<Touched>,
+    /// Whose rows the buffer of quantised rows holds.
+    quantized: Option<Val>,
+}
+
+impl Lowering<'_> {
+    fn step(&mut self, op: &Op, out: Option<Val>, packed: &dyn Fn(WeightId) -> bool) {
+        match (op, out) {
+            (&Op::Embed { table, scale }, Some(out)) => {
+                self.row_op(Rows::Step, RowOp::Embed { table, scale, out }, &[], &[out]);
+            }
+            (&Op::RmsNorm { x, weight, eps, group }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::RmsNorm { x, weight, eps, group, out }, &[x], &[out]);
+            }
+            (Op::Rope { x, head_dim, rope }, Some(out)) => {
+                let table = self.done.ropes.iter().position(|known| known == rope).unwrap_or(0);
+                let op = RowOp::Rope { x: *x, head_dim: *head_dim, table, out };
+                self.row_op(self.rows(out), op, &[*x], &[out]);
+            }
+            (&Op::KvStore { k, v, layer }, _) => {
+                self.row_op(Rows::Step, RowOp::KvStore { k, v, layer }, &[k, v], &[]);
+            }
+            (&Op::Glu { gate, up, activation }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Glu { gate, up, activation, out }, &[gate, up], &[out]);
+            }
+            (&Op::Add { a, b }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Add { a, b, out }, &[a, b], &[out]);
+            }
+            (&Op::Scale { x, factor }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Scale { x, factor, out }, &[x], &[out]);
+            }
+            (&Op::Softcap { x, cap }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Softcap { x, cap, out }, &[x], &[out]);
+            }
+            (&Op::TakeRows { x }, Some(out)) => {
+                // It reads rows of other members, so what it reads is not row by row.
+                let reads = vec![Touch { stride: 0, ..self.touch(x) }];
+                let writes = vec![self.touch(out)];
+                self.rows_phase(Rows::Out, RowOp::TakeRows { x, out }, Touched { reads, writes });
+            }
+            (&Op::MatMul { x, w, bias }, Some(out)) => {
+                let rows = self.rows(out);
+                let op = MatMulOp { x, w, bias, rows, out };
+                let mut reads = vec![self.touch(x)];
+                if packed(w) {
+                    self.quantize(x);
+                    reads = vec![QUANTIZED];
+                }
+                self.matmul(op, Touched { reads, writes: vec![Touch { stride: 0, ..self.touch(out) }] });
+            }
+            (&Op::Attention { q, layer, heads, scale, window, softcap }, Some(out)) => {
+                let op = AttentionOp { q, layer, heads, scale, window, softcap, out };
+                self.open(Phase::Attention(op));
+                self.open(Phase::Rows { rows: Rows::Step, ops: Vec::new() });
+                self.row_op(Rows::Step, RowOp::MergeAttention { op }, &[], &[out]);
+            }
+            // The builder gives every operation but `KvStore` a result.
+            (
+                Op::Embed { .. }
+                | Op::RmsNorm { .. }
+                | Op::Rope { .. }
+                | Op::Glu { .. }
+                | Op::Add { .. }
+                | Op::Scale { .. }
+                | Op::Softcap { .. }
+                | Op::TakeRows { .. }
+                | Op::MatMul { .. }
+                | Op::Attention { .. },
+                None,
+            ) => {}
+        }
+    }
+
+    fn quantize(&mut self, x: Val) {
+        if self.quantized == Some(x) {
+            return;
+        }
+        self.quantized = Some(x);
+        let value = self.plan.value(x);
+        self.done.quantized_cols = self.done.quantized_cols.max(value.cols);
+        self.done.quantized_rows = self.done.quantized_rows.max(self.plan.shape().capacity(value.rows));
+        let writes = vec![Touch { stride: value.cols, ..QUANTIZED }];
+        self.rows_phase(value.rows, RowOp::Quantize { x }, Touched { reads: vec![self.touch(x)], writes });
+    }
+
+    fn row_op(&mut self, rows: Rows, op: RowOp, reads: &[Val], writes: &[Val]) {
+        let touched = Touched {
+            reads: reads.iter().map(|&v| self.touch(v)).collect(),
+            writes: writes.iter().map(|&v| self.touch(v)).collect(),
+        };
+        self.rows_phase(rows, op, touched);
+    }
+
+    fn rows_phase(&mut self, rows: Rows, op: RowOp, touched: Touched) {
+        let joins = matches!(self.done.phases.last(), Some(Phase::Rows { rows: open, .. }) if *open == rows)
+            && self.touched.iter().all(|earlier| earlier.may_share_rows(&touched));
+        if !joins {
+            self.open(Phase::Rows { rows, ops: Vec::new() });
+        }
+        if let Some(Phase::Rows { ops, .. }) = self.done.phases.last_mut() {
+            ops.push(op);
+            self.touched.push(touched);
+        }
+    }
+
+    fn matmul(&mut self, op: MatMulOp, touched: Touched) {
+        let joins = matches!(self.done.phases.last(), Some(Phase::MatMul(_)))
+            && self.touched.iter().all(|earlier| earlier.is_apart_from(&touched));
+        if !joins {
+            self.open(Phase::MatMul(Vec::new()));
+        }
+        if let Some(Phase::MatMul(ops)) = self.done.phases.last_mut() {
+            ops.push(op);
+            self.touched.push(touched);
+        }
+    }
+
+    fn open(&mut self, phase: Phase) {
+        self.done.phases.push(phase);
+        self.touched.clear();
+    }
+
+    fn rows(&self, val: Val) -> Rows {
+        self.plan.value(val).rows
+    }
+
+    fn touch(&self, val: Val) -> Touch {
+        Touch { span: self.plan.span(val), stride: self.plan.value(val).cols }
+    }
+}
+
+impl Touch {
+    /// Whether row `i` of one touches bytes of row `j` of the other only when `i == j`.
+    fn same_rows(self, other: Touch) -> bool {
+        !self.span.overlaps(other.span)
+            || (self.span.offset == other.span.offset && self.stride == other.stride && self.stride != 0)
+    }
+}
+
+impl Touched {
+    fn may_share_rows(&self, later: &Touched) -> bool {
+        let all = |a: &[Touch], b: &[Touch]| a.iter().all(|x| b.iter().all(|y| x.same_rows(*y)));
+        all(&self.writes, &later.reads) && all(&self.writes, &later.writes) && all(&self.reads, &later.writes)
+    }
+
+    fn is_apart_from(&self, later: &Touched) -> bool {
+        let all = |a: &[Touch], b: &[Touch]| a.iter().all(|x| b.iter().all(|y| !x.span.overlaps(y.span)));
+        all(&self.writes, &later.reads) && all(&self.writes, &later.writes) && all(&self.reads, &later.writes)
+    }
+}

@@ -1,0 +1,442 @@
+//! Runs a lowered plan over raw memory.
+//!
+//! All unsafety of the interpreter is here: it turns the plan's spans into slices. What makes that sound:
+//! the verifier proved that steps read only what they wrote, the lowering put steps that could touch each other's
+//! rows into different phases, barriers divide the phases, and [`Interpreter::run`] checks every run-time index
+//! (token, position, block, row) against the memory before anything starts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop};
+use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, Rows, Val, WeightId};
+use tenure_tensor::{DType, codec};
+
+use crate::layout::{Layout, Scratch};
+use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
+use crate::raw::team::{Broken, Member, Team};
+use crate::rope::RopeAngles;
+use crate::simd::{Isa, act8, attention, float, packed};
+
+/// A plan bound to memory.
+pub(crate) struct Interpreter {
+    pub(crate) team: Arc<Team>,
+    pub(crate) isa: Isa,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) lowered: Lowered,
+    pub(crate) ropes: Vec<RopeAngles>,
+    pub(crate) weights: Vec<Weight>,
+    pub(crate) arena: Base,
+    pub(crate) scratch_base: Base,
+    pub(crate) scratch: Scratch,
+    pub(crate) kv: Kv,
+    /// One claim counter for each phase.
+    pub(crate) claims: Vec<AtomicUsize>,
+    /// Room for the check that no two rows write one position.
+    pub(crate) written: Vec<u64>,
+    pub(crate) out_rows: usize,
+    /// Keeps the memory alive; see [`tenure_device::Program`], which holds the leases as well.
+    pub(crate) _held: Vec<Lease>,
+}
+
+/// The start of a segment.
+#[derive(Clone, Copy)]
+pub(crate) struct Base(pub(crate) *mut u8);
+
+// SAFETY: the pointer is into a lease that the interpreter holds; access is coordinated by phases and barriers.
+unsafe impl Send for Base {}
+// SAFETY: as above.
+unsafe impl Sync for Base {}
+
+/// A weight's bytes.
+pub(crate) enum Weight {
+    Resident { base: Base, bytes: usize, layout: Layout, cols: usize, rows: usize, dtype: DType },
+    Mapped { bytes: Arc<dyn HostBytes>, cols: usize, rows: usize, dtype: DType },
+}
+
+/// The KV cache.
+pub(crate) struct Kv {
+    pub(crate) base: Base,
+    pub(crate) kv: KvType,
+    pub(crate) blocks: usize,
+    /// Offset of each layer's first block, and the size of one block of it.
+    pub(crate) layers: Vec<(usize, usize)>,
+}
+
+/// What varies from step to step, as every member sees it.
+struct Run<'r> {
+    me: &'r Interpreter,
+    step: &'r StepInputs<'r>,
+    stop: &'r Stop,
+    /// Chunks of one row's positions are given out separately.
+    split: bool,
+    /// The phase after which the members stop, if they do.
+    halt_after: AtomicUsize,
+}
+
+impl Exec for Interpreter {
+    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError> {
+        self.check(step)?;
+        self.claims.iter().for_each(|claim| claim.store(0, Ordering::Relaxed));
+        self.out_rows = step.outputs.len();
+        let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        let run = Run {
+            split: step.tokens.len() <= self.scratch.split_rows && longest > attention::CHUNK,
+            halt_after: AtomicUsize::new(usize::MAX),
+            me: self,
+            step,
+            stop,
+        };
+        let halted = self.team.run(&|member| {
+            // A member that panicked breaks the region for all; the team reports it.
+            let _: Result<(), Broken> = run.phases(member);
+        });
+        let stopped = run.halt_after.load(Ordering::Relaxed) != usize::MAX;
+        match halted {
+            Err(Broken) => {
+                Err(RunError::Failed { device: "cpu".to_owned(), why: "a kernel panicked".to_owned() })
+            }
+            // The flag was set because the stop was due, so the check fails; if the clock disagrees, it was due anyway.
+            Ok(()) if stopped => Err(stop.check().err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
+        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
+        let val = self.plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
+        if row >= self.out_rows {
+            return Err(bad("output row", row, self.out_rows));
+        }
+        let cols = self.plan.value(val).cols;
+        if into.len() != cols {
+            return Err(bad("output length", into.len(), cols));
+        }
+        // SAFETY: no step runs (`&mut self`), and the row is below the plan's capacity.
+        into.copy_from_slice(unsafe { self.row(val, row) });
+        Ok(())
+    }
+}
+
+impl Interpreter {
+    /// Every run-time index of the step lies inside the memory, and no two rows write the same position.
+    fn check(&mut self, step: &StepInputs<'_>) -> Result<(), RunError> {
+        let shape = self.plan.shape();
+        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
+        let rows = step.tokens.len();
+        if rows == 0 || rows > shape.rows {
+            return Err(bad("rows", rows, shape.rows));
+        }
+        for (what, len) in [("positions", step.positions.len()), ("tables", step.tables.len())] {
+            if len != rows {
+                return Err(bad(what, len, rows));
+            }
+        }
+        if step.outputs.len() > shape.outs {
+            return Err(bad("outputs", step.outputs.len(), shape.outs));
+        }
+        if let Some(&out) = step.outputs.iter().find(|&&out| out as usize >= rows) {
+            return Err(bad("output row", out as usize, rows));
+        }
+        if let Some(&token) = step.tokens.iter().find(|&&token| token as usize >= self.plan.vocab()) {
+            return Err(bad("token", token as usize, self.plan.vocab()));
+        }
+        self.written.clear();
+        for row in 0..rows {
+            let (position, table) = (step.positions[row] as usize, step.tables[row] as usize);
+            if position >= shape.context {
+                return Err(bad("position", position, shape.context));
+            }
+            let start = table.saturating_mul(shape.table_len());
+            let needed = position / KV_BLOCK + 1;
+            let Some(blocks) = step.blocks.get(start..start.saturating_add(needed)) else {
+                return Err(bad("table", table, step.blocks.len() / shape.table_len()));
+            };
+            if let Some(&block) = blocks.iter().find(|&&block| block as usize >= self.kv.blocks) {
+                return Err(bad("block", block as usize, self.kv.blocks));
+            }
+            self.written.push(u64::from(blocks[needed - 1]) * KV_BLOCK as u64 + (position % KV_BLOCK) as u64);
+        }
+        self.written.sort_unstable();
+        if let Some(pair) = self.written.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(bad("position written twice", pair[0] as usize, 0));
+        }
+        Ok(())
+    }
+
+    fn value(&self, val: Val) -> (*mut f32, usize) {
+        let (span, value) = (self.plan.span(val), self.plan.value(val));
+        // SAFETY: the span lies inside the arena (verified when the plan was made, compared with the lease at bind).
+        (unsafe { self.arena.0.add(span.offset as usize) }.cast(), value.cols)
+    }
+
+    /// # Safety
+    /// `row` is below the capacity of the value's rows, and no member writes the row meanwhile.
+    unsafe fn row(&self, val: Val, row: usize) -> &[f32] {
+        let (base, cols) = self.value(val);
+        // SAFETY: the row lies inside the value's span, which is aligned to 64 bytes; the caller upholds the rest.
+        unsafe { std::slice::from_raw_parts(base.add(row * cols), cols) }
+    }
+
+    /// # Safety
+    /// `row` is below the capacity of the value's rows, and only the caller touches the row meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn row_mut(&self, val: Val, row: usize) -> &mut [f32] {
+        let (base, cols) = self.value(val);
+        // SAFETY: as for `row`.
+        unsafe { std::slice::from_raw_parts_mut(base.add(row * cols), cols) }
+    }
+
+    fn weight(&self, id: WeightId) -> &Weight {
+        &self.weights[id.index()]
+    }
+
+    fn vector(&self, id: WeightId) -> &[f32] {
+        self.weight(id).vector()
+    }
+}
+
+impl Weight {
+    /// The bytes as they are held.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            // SAFETY: written by the load, read-only from then on, inside the lease the interpreter holds.
+            Weight::Resident { base, bytes, .. } => unsafe { std::slice::from_raw_parts(base.0, *bytes) },
+            Weight::Mapped { bytes, .. } => bytes.bytes(),
+        }
+    }
+
+    /// The f32 elements of a vector.
+    pub(crate) fn vector(&self) -> &[f32] {
+        bytemuck::try_cast_slice(self.bytes()).unwrap_or_default()
+    }
+
+    fn cols(&self) -> usize {
+        match *self {
+            Weight::Resident { cols, .. } | Weight::Mapped { cols, .. } => cols,
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match *self {
+            Weight::Resident { rows, .. } | Weight::Mapped { rows, .. } => rows,
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match *self {
+            Weight::Resident { dtype, .. } | Weight::Mapped { dtype, .. } => dtype,
+        }
+    }
+
+    fn is_packed(&self) -> bool {
+        match self {
+            Weight::Resident { layout, .. } => *layout == Layout::Packed,
+            Weight::Mapped { .. } => false,
+        }
+    }
+
+    /// Copies one row as f32.
+    fn look_up(&self, row: usize, out: &mut [f32]) {
+        let (dtype, cols) = (self.dtype(), self.cols());
+        if self.is_packed() {
+            let panel = packed::panel_bytes(dtype, cols).unwrap_or(0);
+            let at = row / packed::ROWS * panel;
+            packed::dequantize_row(dtype, &self.bytes()[at..at + panel], row % packed::ROWS, cols, out);
+        } else if let Some(stride) = dtype.row_bytes(cols) {
+            let bytes = &self.bytes()[row * stride..(row + 1) * stride];
+            // The type was accepted when the plan was made.
+            let _: Result<(), codec::CodecError> = codec::dequantize(dtype, bytes, out);
+        }
+    }
+}
+
+impl Run<'_> {
+    fn phases(&self, member: Member<'_>) -> Result<(), Broken> {
+        let me = self.me;
+        let (rows, outs) = (self.step.tokens.len(), self.step.outputs.len());
+        for (at, phase) in me.lowered.phases.iter().enumerate() {
+            match phase {
+                Phase::Rows { rows: Rows::Step, ops } => self.rows(ops, member.share(rows)),
+                Phase::Rows { rows: Rows::Out, ops } => self.rows(ops, member.share(outs)),
+                Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at]),
+                Phase::Attention(op) => self.attention(op, &me.claims[at]),
+            }
+            // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
+            if member.index == 0 && (rows > 1 || at.is_multiple_of(16)) && self.stop.check().is_err() {
+                self.halt_after.store(at, Ordering::Relaxed);
+            }
+            member.barrier()?;
+            if self.halt_after.load(Ordering::Relaxed) <= at {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(&self, ops: &[RowOp], rows: std::ops::Range<usize>) {
+        for row in rows {
+            for op in ops {
+                // SAFETY: rows are shared out disjointly, and the lowering put into one phase only operations that
+                // touch nothing of other rows that another of them writes.
+                unsafe { self.row_op(op, row) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// Only the caller touches this row's values during the phase.
+    unsafe fn row_op(&self, op: &RowOp, row: usize) {
+        let me = self.me;
+        let isa = me.isa;
+        // SAFETY (this and the blocks below): `row` is below the step's rows, which are below the capacity; the caller
+        // upholds exclusiveness. A result that shares its input's memory is written in place.
+        let read = |val| unsafe { me.row(val, row) };
+        let write = |val| unsafe { me.row_mut(val, row) };
+        let in_place = |x: Val, out: Val| {
+            if me.plan.span(x) != me.plan.span(out) {
+                write(out).copy_from_slice(read(x));
+            }
+            write(out)
+        };
+        match *op {
+            RowOp::RopeTable { table } => {
+                let angles = &me.ropes[table];
+                float::rope_table(self.step.positions[row], angles, me.rope_table(table, row));
+            }
+            RowOp::Embed { table, scale, out } => {
+                let out = write(out);
+                me.weight(table).look_up(self.step.tokens[row] as usize, out);
+                if scale != 1.0 {
+                    float::scale(isa, out, scale);
+                }
+            }
+            RowOp::RmsNorm { x, weight, eps, group, out } => {
+                let weight = me.vector(weight);
+                for (x, out) in read(x).chunks_exact(group).zip(write(out).chunks_exact_mut(group)) {
+                    float::rms_norm(isa, x, weight, eps, out);
+                }
+            }
+            RowOp::Rope { x, head_dim, table, out } => {
+                let style = me.lowered.ropes[table].style;
+                for head in in_place(x, out).chunks_exact_mut(head_dim) {
+                    float::rope(isa, style, head, me.rope_table(table, row));
+                }
+            }
+            RowOp::KvStore { k, v, layer } => {
+                let (block, slot) = self.block_of(row);
+                me.kv_store(layer.index(), block, slot, read(k), read(v));
+            }
+            RowOp::MergeAttention { op } => {
+                if self.split {
+                    self.merge(&op, row, write(op.out));
+                }
+            }
+            RowOp::Glu { gate, up, activation, out } => float::glu(isa, activation, in_place(gate, out), read(up)),
+            RowOp::Add { a, b, out } => float::add(isa, in_place(a, out), read(b)),
+            RowOp::Scale { x, factor, out } => float::scale(isa, in_place(x, out), factor),
+            RowOp::Softcap { x, cap, out } => float::softcap(isa, in_place(x, out), cap),
+            RowOp::TakeRows { x, out } => {
+                let from = self.step.outputs[row] as usize;
+                // SAFETY: `from` was checked against the step's rows; the phase writes no value of all rows.
+                write(out).copy_from_slice(unsafe { me.row(x, from) });
+            }
+            RowOp::Quantize { x } => me.quantize(read(x), row),
+        }
+    }
+}
+
+/// Panels (or groups of as many plain rows) that a member claims at a time: few enough to share the end of a product
+/// evenly, enough to keep a stream of reads going.
+fn claim_size(units: usize, members: usize) -> usize {
+    (units / (members * 16)).clamp(1, 16)
+}
+
+impl Run<'_> {
+    fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claim: &AtomicUsize) {
+        let me = self.me;
+        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(packed::ROWS);
+        let total: usize = ops.iter().map(units).sum();
+        let step = claim_size(total, member.count);
+        loop {
+            let first = claim.fetch_add(step, Ordering::Relaxed);
+            if first >= total {
+                return;
+            }
+            let (mut from, mut left) = (first, step.min(total - first));
+            for op in ops {
+                let here = units(op);
+                if from >= here {
+                    from -= here;
+                    continue;
+                }
+                let count = left.min(here - from);
+                self.panels(op, from, count);
+                left -= count;
+                from = 0;
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Computes `count` panels of one product, for every row of the step.
+    fn panels(&self, op: &MatMulOp, first: usize, count: usize) {
+        let me = self.me;
+        let rows = match op.rows {
+            Rows::Step => self.step.tokens.len(),
+            Rows::Out => self.step.outputs.len(),
+        };
+        if rows == 0 {
+            return;
+        }
+        let weight = me.weight(op.w);
+        let (cols, n) = (weight.cols(), weight.rows());
+        let bytes = weight.bytes();
+        let (out, stride) = me.value(op.out);
+        let bias = op.bias.map(|bias| me.vector(bias));
+        let features = first * packed::ROWS..((first + count) * packed::ROWS).min(n);
+        if weight.is_packed() {
+            let panel = packed::panel_bytes(weight.dtype(), cols).unwrap_or(0);
+            let panels = &bytes[first * panel..(first + count) * panel];
+            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
+            // quantised in an earlier phase.
+            unsafe {
+                let out = packed::Out { base: out.add(features.start), stride, features: features.len() };
+                packed::matmul(me.isa, weight.dtype(), panels, me.quantized(rows, cols), out);
+            }
+        } else {
+            let row = weight.dtype().row_bytes(cols).unwrap_or(0);
+            let w = &bytes[features.start * row..features.end * row];
+            // SAFETY: as above; the rows read were written in an earlier phase.
+            unsafe {
+                let x = std::slice::from_raw_parts(me.value(op.x).0, rows * cols);
+                let out = packed::Out { base: out.add(features.start), stride, features: features.len() };
+                float::matmul(me.isa, weight.dtype(), w, x, cols, out);
+            }
+        }
+        if let Some(bias) = bias {
+            for row in 0..rows {
+                // SAFETY: the features of this member alone.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len())
+                };
+                float::add(me.isa, out, &bias[features.clone()]);
+            }
+        }
+    }
+
+    /// The block and the place in it that a row's position has.
+    fn block_of(&self, row: usize) -> (usize, usize) {
+        let position = self.step.positions[row] as usize;
+        (self.table(row)[position / KV_BLOCK] as usize, position % KV_BLOCK)
+    }
+
+    /// The block table of a row's sequence.
+    fn table(&self, row: usize) -> &[u32] {
+        let len = self.me.plan.shape().table_len();
+        let start = self.step.tables[row] as usize * len;
+        &self.step.blocks[start..(start + len).min(self.step.blocks.len())]
+    }
+}

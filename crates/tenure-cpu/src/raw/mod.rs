@@ -1,0 +1,6 @@
+//! Host memory and threads: what safe Rust cannot express about them.
+
+pub(crate) mod interpreter;
+pub(crate) mod memory;
+pub(crate) mod segment;
+pub(crate) mod team;

@@ -1,0 +1,151 @@
+//! What this machine can do at most: read bandwidth, and 8-bit multiply-adds.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::simd::Isa;
+
+/// Bytes that no cache holds.
+const STREAM: usize = 256 << 20;
+/// Streams read side by side; more than one keeps more requests under way.
+const STREAMS: usize = 4;
+
+/// Bytes per second that `threads` threads read from memory together; the best of `rounds` rounds.
+pub fn read_bandwidth(threads: usize, rounds: usize) -> f64 {
+    let mut words = Vec::new();
+    if words.try_reserve_exact(STREAM / size_of::<u64>()).is_err() {
+        return 0.0;
+    }
+    words.resize(STREAM / size_of::<u64>(), 1u64);
+    let words = &words[..];
+    best(rounds, || {
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len().div_ceil(threads.max(1))) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+        STREAM as f64
+    })
+}
+
+/// 8-bit operations (a multiply and an add are two) per second of `threads` threads together.
+pub fn int8_peak(isa: Isa, threads: usize, rounds: usize) -> f64 {
+    const TURNS: usize = 2_000_000;
+    best(rounds, || {
+        let counts: Vec<f64> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(move || multiply_adds(isa, TURNS))).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap_or(0.0)).collect()
+        });
+        counts.iter().sum()
+    })
+}
+
+fn best(rounds: usize, mut work: impl FnMut() -> f64) -> f64 {
+    (0..rounds.max(1))
+        .map(|_| {
+            let begun = Instant::now();
+            let done = work();
+            done / begun.elapsed().as_secs_f64()
+        })
+        .fold(0.0, f64::max)
+}
+
+fn sum(words: &[u64]) -> u64 {
+    let stream = words.len() / STREAMS;
+    let (a, rest) = words.split_at(stream);
+    let (b, rest) = rest.split_at(stream);
+    let (c, d) = rest.split_at(stream);
+    const LINE: usize = 8;
+    let mut sums = [0u64; LINE];
+    let lines = a.chunks_exact(LINE).zip(b.chunks_exact(LINE)).zip(c.chunks_exact(LINE)).zip(d.chunks_exact(LINE));
+    for (((a, b), c), d) in lines {
+        for i in 0..LINE {
+            sums[i] = sums[i].wrapping_add(a[i] ^ b[i]).wrapping_add(c[i] ^ d[i]);
+        }
+    }
+    sums.iter().fold(0, |x, y| x.wrapping_add(*y))
+}
+
+/// Runs `turns` turns of independent multiply-adds; returns the operations done.
+fn multiply_adds(isa: Isa, turns: usize) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set was found on this processor (`Isa` is made by detection; see `Cpu::new`).
+        Isa::Avx512Vnni if Isa::available().contains(&isa) => unsafe { multiply_adds_vnni(turns) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 if Isa::available().contains(&isa) => unsafe { multiply_adds_avx2(turns) },
+        Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => {
+            let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
+            let mut sums = [0i32; 64];
+            for _ in 0..turns / 16 {
+                let (a, b) = (black_box(&a), black_box(&b));
+                for i in 0..64 {
+                    sums[i] = sums[i].wrapping_add(i32::from(a[i]) * i32::from(b[i]));
+                }
+            }
+            black_box(sums);
+            (turns / 16 * 64 * 2) as f64
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn multiply_adds_vnni(turns: usize) -> f64 {
+    for _ in 0..turns {
+        // SAFETY: registers only, all declared.
+        unsafe {
+            std::arch::asm!(
+                "vpdpbusd zmm0, zmm30, zmm31",
+                "vpdpbusd zmm1, zmm30, zmm31",
+                "vpdpbusd zmm2, zmm30, zmm31",
+                "vpdpbusd zmm3, zmm30, zmm31",
+                "vpdpbusd zmm4, zmm30, zmm31",
+                "vpdpbusd zmm5, zmm30, zmm31",
+                "vpdpbusd zmm6, zmm30, zmm31",
+                "vpdpbusd zmm7, zmm30, zmm31",
+                "vpdpbusd zmm8, zmm30, zmm31",
+                "vpdpbusd zmm9, zmm30, zmm31",
+                "vpdpbusd zmm10, zmm30, zmm31",
+                "vpdpbusd zmm11, zmm30, zmm31",
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+                out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+    (turns * 12 * 64 * 2) as f64
+}
+
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn multiply_adds_avx2(turns: usize) -> f64 {
+    for _ in 0..turns {
+        // SAFETY: registers only, all declared.
+        unsafe {
+            std::arch::asm!(
+                "vpmaddubsw ymm4, ymm14, ymm15",
+                "vpmaddubsw ymm5, ymm14, ymm15",
+                "vpmaddubsw ymm6, ymm14, ymm15",
+                "vpmaddubsw ymm7, ymm14, ymm15",
+                "vpmaddwd ymm4, ymm4, ymm13",
+                "vpmaddwd ymm5, ymm5, ymm13",
+                "vpmaddwd ymm6, ymm6, ymm13",
+                "vpmaddwd ymm7, ymm7, ymm13",
+                "vpaddd ymm0, ymm0, ymm4",
+                "vpaddd ymm1, ymm1, ymm5",
+                "vpaddd ymm2, ymm2, ymm6",
+                "vpaddd ymm3, ymm3, ymm7",
+                out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+                out("ymm6") _, out("ymm7") _,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+    (turns * 4 * 32 * 2) as f64
+}

@@ -1,0 +1,6 @@
+//! Kernels: the only place of this crate, beside `raw/`, that holds `unsafe`.
+
+pub mod bounds;
+mod isa;
+
+pub use isa::Isa;

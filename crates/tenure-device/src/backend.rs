@@ -1,0 +1,292 @@
+//! What a backend is: memory, layouts, lanes and executables.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
+use tenure_tensor::{ByteSize, DType};
+
+use crate::deadline::{Stop, Stopped};
+use crate::segment::{Lease, RawSegment};
+
+/// A kind of device and its memory.
+///
+/// # Safety
+/// `alloc` must return memory of `bytes` that is valid until `free` is called with it, and disjoint from every other
+/// live segment.
+pub unsafe trait Backend: Send + Sync + fmt::Debug {
+    /// A name people know it by, such as `cpu`.
+    fn name(&self) -> String;
+
+    /// What the backend holds beside its segments, measured when it was opened.
+    fn overhead(&self) -> ByteSize;
+
+    /// What an allocation of `bytes` really takes.
+    fn round_up(&self, bytes: ByteSize) -> ByteSize;
+
+    /// Allocates `bytes`, a size that [`Backend::round_up`] gave.
+    ///
+    /// # Errors
+    /// [`AllocError`] when the device has no such memory.
+    fn alloc(&self, bytes: ByteSize) -> Result<RawSegment, AllocError>;
+
+    /// Frees a segment.
+    ///
+    /// # Safety
+    /// `segment` came from this backend's `alloc`, was not freed before, and nothing uses it any more.
+    unsafe fn free(&self, segment: RawSegment);
+
+    /// How a weight is held.
+    fn weight_layout(&self, weight: &WeightUse) -> WeightLayout;
+
+    /// The size of one KV block (`KV_BLOCK` positions, all heads, keys and values) of a layer.
+    ///
+    /// # Errors
+    /// [`DeviceError::UnsupportedKv`] when the layer cannot be held in that type.
+    fn kv_block_bytes(&self, layer: KvLayer, kv: KvType) -> Result<ByteSize, DeviceError>;
+
+    /// What running `plan` takes beside its arena.
+    fn scratch(&self, plan: &Plan) -> ByteSize;
+
+    /// Opens a queue of work.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device cannot give one.
+    fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError>;
+}
+
+/// How a backend holds a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightLayout {
+    /// Its size in the backend's memory.
+    pub bytes: ByteSize,
+    /// Whether the file's own bytes will do, so that they can be used from a mapping without a copy.
+    pub mappable: bool,
+}
+
+/// A queue of work on a device.
+pub trait Lane: Send {
+    /// Brings weights from their files into their leases, in the backend's layout.
+    ///
+    /// # Errors
+    /// [`LoadError`]; the leases then hold garbage.
+    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError>;
+
+    /// Makes `plan` ready to run over the given memory.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when memory and plan do not fit each other.
+    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError>;
+}
+
+/// What [`Lane::load`] brings in.
+pub struct Load<'a> {
+    /// The weights, each with its place.
+    pub items: &'a [LoadItem<'a>],
+    /// Where their bytes come from: `read(item, offset, into)`. Called from several threads.
+    pub read: &'a ReadFn,
+    /// Told the number of file bytes done so far. Called from several threads.
+    pub progress: &'a (dyn Fn(ByteSize) + Sync),
+}
+
+/// One weight on its way in.
+pub struct LoadItem<'a> {
+    /// The weight.
+    pub weight: &'a WeightUse,
+    /// Where it goes.
+    pub lease: &'a Lease,
+    /// Where in it, in bytes.
+    pub offset: u64,
+}
+
+/// Reads bytes of one item.
+pub type ReadFn = dyn Fn(usize, u64, &mut [u8]) -> Result<(), SourceError> + Sync;
+
+/// What a source of weights says when it fails.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The memory a plan is bound to.
+pub struct Memory {
+    /// One place for each of the plan's weights.
+    pub weights: Vec<WeightPlace>,
+    /// The KV cache.
+    pub kv: KvPlace,
+    /// At least the plan's arena.
+    pub arena: Lease,
+    /// At least what [`Backend::scratch`] said.
+    pub scratch: Lease,
+}
+
+/// Where a weight is.
+#[derive(Clone)]
+pub enum WeightPlace {
+    /// In a lease, from `offset` on, in the backend's layout.
+    Resident {
+        /// The memory.
+        lease: Lease,
+        /// The first byte.
+        offset: u64,
+    },
+    /// In host memory, as the file has it.
+    Mapped(Arc<dyn HostBytes>),
+}
+
+/// Bytes of the host that stay where they are while somebody holds this.
+pub trait HostBytes: Send + Sync {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+}
+
+/// Where the KV cache is.
+#[derive(Clone)]
+pub struct KvPlace {
+    /// The memory: for each layer in order, `blocks` blocks.
+    pub lease: Lease,
+    /// Blocks of each layer.
+    pub blocks: usize,
+    /// Element type.
+    pub kv: KvType,
+}
+
+/// A plan bound to memory.
+pub trait Exec: Send {
+    /// Runs one step and waits for its end.
+    ///
+    /// # Errors
+    /// [`RunError`]; what the step would have written (its rows' KV entries, its outputs) is then undefined, everything
+    /// else is untouched.
+    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError>;
+
+    /// Copies one row of an output of the last step.
+    ///
+    /// # Errors
+    /// [`RunError::BadInput`] when there is no such row or `into` has another length.
+    fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError>;
+}
+
+/// What changes from step to step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs<'a> {
+    /// Token of each row.
+    pub tokens: &'a [u32],
+    /// Position of each row in its sequence.
+    pub positions: &'a [u32],
+    /// Which block table each row uses.
+    pub tables: &'a [u32],
+    /// The KV blocks of each sequence, in order of position; table after table, each as long as the plan's shape says.
+    pub blocks: &'a [u32],
+    /// Rows whose results are wanted, in this order.
+    pub outputs: &'a [u32],
+}
+
+/// A device had no memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{device} could not allocate {bytes}")]
+pub struct AllocError {
+    /// The device.
+    pub device: String,
+    /// What was asked for.
+    pub bytes: ByteSize,
+}
+
+/// Something a device cannot do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The KV type does not suit the model.
+    #[error("a {kv:?} cache needs heads of a multiple of 32 elements; this model's have {head_dim}")]
+    UnsupportedKv {
+        /// The type asked for.
+        kv: KvType,
+        /// The model's head size.
+        head_dim: usize,
+    },
+    /// A weight's type has no kernel on the device.
+    #[error("{device} has no kernel for {dtype} (tensor {name:?})")]
+    UnsupportedDtype {
+        /// The device.
+        device: String,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// The processor lacks the instruction set asked for.
+    #[error("this processor does not have {isa}")]
+    UnsupportedIsa {
+        /// What was asked for.
+        isa: String,
+    },
+    /// The operating system gave no thread.
+    #[error("a worker thread could not be started: {0}")]
+    ThreadSpawn(String),
+    /// The memory given does not fit the plan.
+    #[error("{what} holds {got}, the plan needs {need}")]
+    WrongMemory {
+        /// Which memory.
+        what: &'static str,
+        /// What it holds.
+        got: ByteSize,
+        /// What is needed.
+        need: ByteSize,
+    },
+    /// Memory of another backend.
+    #[error("{what} belongs to another backend")]
+    ForeignLease {
+        /// Which memory.
+        what: &'static str,
+    },
+    /// The host had no memory.
+    #[error("the host could not allocate {asked}")]
+    HostOutOfMemory {
+        /// What was asked for.
+        asked: ByteSize,
+    },
+}
+
+/// Why weights could not be brought in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The source failed.
+    #[error("tensor {name:?}: {error}")]
+    Source {
+        /// The tensor.
+        name: String,
+        /// What the source said.
+        error: SourceError,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The deadline came, or somebody cancelled.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a step failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The deadline came, or somebody cancelled.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The step's inputs break a bound of the plan.
+    #[error("step input {what} is {got}, the bound is {bound}")]
+    BadInput {
+        /// Which input.
+        what: &'static str,
+        /// Its value.
+        got: u64,
+        /// What it must stay below (or equal, for lengths).
+        bound: u64,
+    },
+    /// The device failed while it ran the step.
+    #[error("{device} failed: {why}")]
+    Failed {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
+    },
+}

@@ -1,0 +1,2 @@
+//! Tokenizers from GGUF vocabularies, incremental detokenisation and chat templates.
+#![forbid(unsafe_code)]

@@ -1,0 +1,159 @@
+//! The engine: a device with its budget, and what is loaded on it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenure_cpu::{Cpu, CpuOptions};
+use tenure_device::{BudgetError, Cancel, Deadline, Device, Report, Reservation, Stop};
+use tenure_tensor::ByteSize;
+use tenure_weights::WeightStore;
+
+use crate::error::{Cause, Error};
+use crate::family::{Family, ModelHandle, Released, StillInUse};
+use crate::text::{Text, TextOptions};
+
+/// How long the short path waits for memory.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the short path waits for a load.
+const LOAD_PATIENCE: Duration = Duration::from_secs(60 * 60);
+
+/// A device and the memory budget that everything loaded on it shares. Clones are the same engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    device: Device,
+}
+
+/// What loading a model takes, to the byte, before a byte is allocated.
+pub struct LoadPlan<F: Family> {
+    pub(crate) inner: F::Plan,
+}
+
+/// How to load.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// When to give up.
+    pub deadline: Deadline,
+    /// Ends the load early.
+    pub cancel: Cancel,
+    /// Told bytes done and bytes in all, from several threads.
+    pub progress: Option<Arc<dyn Fn(ByteSize, ByteSize) + Send + Sync>>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { deadline: Deadline::after(LOAD_PATIENCE), cancel: Cancel::new(), progress: None }
+    }
+}
+
+impl Engine {
+    /// An engine on the best device of this machine, which may use the memory that is there.
+    ///
+    /// # Errors
+    /// When worker threads cannot be started.
+    pub fn auto() -> Result<Self, Error> {
+        Engine::cpu(CpuOptions::default())
+    }
+
+    /// An engine on the CPU.
+    ///
+    /// # Errors
+    /// When worker threads cannot be started.
+    pub fn cpu(options: CpuOptions) -> Result<Self, Error> {
+        let budget = options.budget.unwrap_or_else(tenure_cpu::host_memory);
+        let cpu = Cpu::new(&options)?;
+        Ok(Engine::on(Device::new(Arc::new(cpu), budget)))
+    }
+
+    /// An engine on a device of the caller's making.
+    pub fn on(device: Device) -> Self {
+        Engine { device }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Who holds what.
+    pub fn report(&self) -> Report {
+        self.device.report()
+    }
+
+    /// Works out what loading would take. Reads headers only, allocates nothing on the device.
+    ///
+    /// # Errors
+    /// When the file is no model Tenure can run, or an option is out of bounds.
+    pub fn plan<F: Family>(&self, store: &Arc<WeightStore>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
+        Ok(LoadPlan { inner: F::plan(&self.device, store, options)? })
+    }
+
+    /// Sets aside what `plan` takes, waiting for it until `stop`.
+    ///
+    /// # Errors
+    /// With the bytes needed, free, who holds the rest, and what to change.
+    pub fn reserve<F: Family>(&self, plan: &LoadPlan<F>, stop: &Stop) -> Result<Reservation, Error> {
+        self.device.reserve(F::label(&plan.inner), F::footprint(&plan.inner), stop).map_err(|error| match error {
+            BudgetError::TooLarge { .. } | BudgetError::NoRoom { .. } => {
+                Cause::DoesNotFit { error, advice: F::advice(&plan.inner, &self.device) }.into()
+            }
+            other => other.into(),
+        })
+    }
+
+    /// Loads what was planned into what was reserved.
+    ///
+    /// # Errors
+    /// When reading, memory or time fails. Everything taken is given back.
+    pub fn load<F: Family>(
+        &self,
+        plan: LoadPlan<F>,
+        reservation: Reservation,
+        options: &LoadOptions,
+    ) -> Result<ModelHandle<F>, Error> {
+        let needed = F::footprint(&plan.inner).total();
+        if reservation.remaining() != needed {
+            return Err(Cause::WrongReservation { reserved: reservation.remaining(), needed }.into());
+        }
+        Ok(ModelHandle::new(F::load(plan.inner, reservation, options)?))
+    }
+
+    /// Gives the model's memory back before it returns.
+    ///
+    /// # Errors
+    /// [`StillInUse`] with the handle, when sessions or other handles still hold the model at the deadline.
+    pub fn unload<F: Family>(&self, handle: ModelHandle<F>, deadline: Deadline) -> Result<Released, StillInUse<F>> {
+        handle.release(deadline)
+    }
+
+    /// The short path: opens, plans, reserves and loads a text model with default options.
+    ///
+    /// # Errors
+    /// As the steps it takes.
+    pub fn load_text(&self, path: impl AsRef<Path>) -> Result<ModelHandle<Text>, Error> {
+        self.load_text_with(path, &TextOptions::default(), &LoadOptions::default())
+    }
+
+    /// [`Engine::load_text`] with options.
+    ///
+    /// # Errors
+    /// As the steps it takes.
+    pub fn load_text_with(
+        &self,
+        path: impl AsRef<Path>,
+        options: &TextOptions,
+        load: &LoadOptions,
+    ) -> Result<ModelHandle<Text>, Error> {
+        let store = Arc::new(WeightStore::open(path.as_ref())?);
+        let plan = self.plan::<Text>(&store, options)?;
+        let reservation = self.reserve(&plan, &Stop { deadline: Deadline::after(PATIENCE), cancel: load.cancel.clone() })?;
+        self.load(plan, reservation, load)
+    }
+}
+
+impl<F: Family> LoadPlan<F> {
+    /// What loading takes from the budget.
+    pub fn footprint(&self) -> &tenure_device::Footprint {
+        F::footprint(&self.inner)
+    }
+}

@@ -1,0 +1,106 @@
+//! Typed handles: a model of one family cannot be taken for one of another.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenure_device::{Deadline, Device, Footprint, Reservation};
+use tenure_tensor::ByteSize;
+use tenure_weights::WeightStore;
+
+use crate::engine::LoadOptions;
+use crate::error::Error;
+
+/// A family of models: [`crate::Text`]. Sealed; the families are Tenure's.
+pub trait Family: sealed::Family {}
+
+impl<F: sealed::Family> Family for F {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// What the engine needs to know of a family.
+    pub trait Family: Sized + 'static {
+        /// What the caller may choose.
+        type Options;
+        /// Everything needed to load, worked out.
+        type Plan;
+        /// A loaded model.
+        type Loaded: Send + Sync;
+
+        /// Works out what loading takes.
+        fn plan(device: &Device, store: &Arc<WeightStore>, options: &Self::Options) -> Result<Self::Plan, Error>;
+        /// Who holds the memory, for reports.
+        fn label(plan: &Self::Plan) -> &str;
+        /// What loading takes.
+        fn footprint(plan: &Self::Plan) -> &Footprint;
+        /// What to change when it does not fit.
+        fn advice(plan: &Self::Plan, device: &Device) -> String;
+        /// Loads.
+        fn load(plan: Self::Plan, reservation: Reservation, options: &LoadOptions) -> Result<Self::Loaded, Error>;
+        /// What the model holds of the budget.
+        fn held(loaded: &Self::Loaded) -> ByteSize;
+    }
+}
+
+/// A loaded model of one family. Clones share it.
+pub struct ModelHandle<F: Family>(pub(crate) Arc<F::Loaded>);
+
+impl<F: Family> ModelHandle<F> {
+    pub(crate) fn new(loaded: F::Loaded) -> Self {
+        ModelHandle(Arc::new(loaded))
+    }
+
+    /// What the model holds of the budget.
+    pub fn memory(&self) -> ByteSize {
+        F::held(&self.0)
+    }
+
+    pub(crate) fn release(self, deadline: Deadline) -> Result<Released, StillInUse<F>> {
+        let bytes = self.memory();
+        let mut held = self.0;
+        loop {
+            match Arc::try_unwrap(held) {
+                Ok(loaded) => {
+                    drop(loaded);
+                    return Ok(Released { bytes });
+                }
+                Err(shared) => held = shared,
+            }
+            let Some(left) = deadline.remaining() else {
+                let users = Arc::strong_count(&held).saturating_sub(1);
+                return Err(StillInUse { handle: ModelHandle(held), users });
+            };
+            std::thread::sleep(left.min(Duration::from_millis(1)));
+        }
+    }
+}
+
+impl<F: Family> Clone for ModelHandle<F> {
+    fn clone(&self) -> Self {
+        ModelHandle(self.0.clone())
+    }
+}
+
+impl<F: Family> fmt::Debug for ModelHandle<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelHandle({} held)", self.memory())
+    }
+}
+
+/// A model was unloaded; its bytes are back in the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// How many.
+    pub bytes: ByteSize,
+}
+
+/// A model could not be unloaded.
+#[derive(Debug, thiserror::Error)]
+#[error("{users} sessions or handles still use the model")]
+pub struct StillInUse<F: Family> {
+    /// The model, as it was.
+    pub handle: ModelHandle<F>,
+    /// Who else holds it.
+    pub users: usize,
+}

@@ -1,0 +1,65 @@
+//! Tenure: language models in one process under one memory budget.
+//!
+//! What it is: the facade over the workspace's crates. An [`Engine`] has a device and a budget; a plan says to the
+//! byte what a model takes; a [`ModelHandle`] is a loaded model; a [`TextSession`] is one conversation with it.
+//! What it is not: a server, or a downloader.
+//!
+//! Three types to know: [`Engine`], [`ModelHandle`], [`TextSession`].
+//!
+//! ```no_run
+//! # fn main() -> Result<(), tenure::Error> {
+//! let model = tenure::Engine::auto()?.load_text("model.gguf")?;
+//! println!("{}", model.session()?.generate("Why is the sky blue?")?.text()?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The long path shows what is taken, and takes nothing else:
+//!
+//! ```no_run
+//! use std::{sync::Arc, time::Duration};
+//! use tenure::{Deadline, Engine, GenerateOptions, LoadOptions, Stop, Text, TextOptions, WeightStore};
+//!
+//! # fn main() -> Result<(), tenure::Error> {
+//! let engine = Engine::auto()?;
+//! let store = Arc::new(WeightStore::open("model.gguf".as_ref())?);
+//! let plan = engine.plan::<Text>(&store, &TextOptions { context: Some(8192), ..TextOptions::default() })?;
+//! println!("{} needed, {} free", plan.footprint().total(), engine.report().free());
+//! let reservation = engine.reserve(&plan, &Stop::by(Deadline::after(Duration::from_secs(5))))?;
+//! let model = engine.load(plan, reservation, &LoadOptions::default())?;
+//! let mut session = model.session()?;
+//! let mut answer = session.generate_with("Why is the sky blue?", GenerateOptions::default())?;
+//! while let Some(piece) = answer.next(Deadline::after(Duration::from_secs(10)))? {
+//!     print!("{}", piece.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod engine;
+mod error;
+mod family;
+mod text;
+
+/// What the CPU backend has beside the backend itself.
+pub mod cpu {
+    pub use tenure_cpu::simd::Isa;
+    pub use tenure_cpu::simd::bounds::{int8_peak, read_bandwidth};
+}
+
+pub use engine::{Engine, LoadOptions, LoadPlan};
+pub use error::{Error, ErrorKind};
+pub use family::{Family, ModelHandle, Released, StillInUse};
+pub use tenure_cpu::{Cpu, CpuOptions};
+pub use tenure_device::{Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop};
+pub use tenure_graph::KvType;
+pub use tenure_models::{TextArchitecture, TextConfig};
+pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};
+pub use tenure_tensor::{ByteSize, DType, Shape, TensorSpec};
+pub use tenure_tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
+pub use tenure_weights::{WeightStore, WeightsError};
+pub use text::{
+    Component, FinishReason, GenerateOptions, Generated, Generation, Message, Piece, Prompt, Text, TextOptions,
+    TextSession, WeightAccess,
+};

@@ -1,0 +1,13 @@
+//! Language models.
+
+mod generation;
+mod load;
+mod options;
+mod session;
+mod slots;
+mod stepper;
+
+pub use generation::{FinishReason, Generated, Generation, Piece};
+pub use load::{Component, Text, TextPlan};
+pub use options::{GenerateOptions, Message, Prompt, TextOptions, WeightAccess};
+pub use session::TextSession;

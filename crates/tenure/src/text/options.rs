@@ -1,0 +1,100 @@
+//! What a caller may choose.
+
+use tenure_device::Cancel;
+use tenure_graph::KvType;
+use tenure_sampling::SamplerParams;
+pub use tenure_tokenizer::Message;
+
+/// How a text model is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextOptions {
+    /// Positions of one sequence; `None`: what the model was trained for, at most 4096.
+    pub context: Option<usize>,
+    /// Sequences that can be open at a time.
+    pub sequences: usize,
+    /// Element type of the KV cache.
+    pub kv: KvType,
+    /// Rows of the largest step: prompts are computed in chunks of so many tokens.
+    pub batch: usize,
+    /// Rows of logits of the largest step; at least one for each sequence.
+    pub logit_rows: usize,
+    /// How weights are reached that the device can use as the file has them.
+    pub access: WeightAccess,
+}
+
+impl Default for TextOptions {
+    fn default() -> Self {
+        TextOptions {
+            context: None,
+            sequences: 1,
+            kv: KvType::F16,
+            batch: 256,
+            logit_rows: 1,
+            access: WeightAccess::Mapped,
+        }
+    }
+}
+
+/// How weights are reached that the device can use as the file has them. Others are always read and repacked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightAccess {
+    /// From a mapping of the file, without a copy. If another process shortens the file meanwhile, the operating
+    /// system ends this process with a signal when the missing part is touched; choose it for files nobody writes to.
+    #[default]
+    Mapped,
+    /// Read into memory of the budget. A file that shrinks or changes meanwhile is a `FileChanged` error of the load;
+    /// afterwards the file is not needed.
+    Staged,
+}
+
+/// What to answer to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A person's message: in the model's chat template, if it has one, else as it is.
+    User(String),
+    /// A conversation in the model's chat template.
+    Chat(Vec<Message>),
+    /// Text to be continued; special tokens in it count as such.
+    Raw(String),
+    /// Tokens to be continued; nothing is added.
+    Tokens(Vec<u32>),
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Prompt::User(text.to_owned())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Prompt::User(text)
+    }
+}
+
+impl From<Vec<Message>> for Prompt {
+    fn from(messages: Vec<Message>) -> Self {
+        Prompt::Chat(messages)
+    }
+}
+
+/// How an answer is made.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// How tokens are chosen.
+    pub sampler: SamplerParams,
+    /// Tokens at most; `None`: until the model ends, or the context is full.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Strings after which DRY does not look for repetitions; `None`: llama.cpp's.
+    pub dry_breakers: Option<Vec<String>>,
+    /// Whether tokens that end a generation are taken for ordinary ones.
+    pub ignore_eos: bool,
+    /// Keep so many of the largest logits after the prompt.
+    pub prompt_top_logits: usize,
+    /// Give the log-probability of each token and of so many alternatives; `None`: of none.
+    pub logprobs: Option<usize>,
+    /// Ends the generation early.
+    pub cancel: Cancel,
+}

@@ -1,0 +1,283 @@
+//! One conversation with a loaded model.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use tenure_device::Stop;
+use tenure_models::TextConfig;
+use tenure_tensor::ByteSize;
+use tenure_tokenizer::{EncodeOptions, Tokenizer};
+
+use crate::error::{Cause, Error};
+use crate::family::ModelHandle;
+use crate::text::generation::Generation;
+use crate::text::load::Text;
+use crate::text::options::{GenerateOptions, Prompt};
+use crate::text::stepper::{Buffers, Lent};
+
+/// One sequence of a loaded model. `Send`, not `Sync`: it may move to another thread, and one thread at a time uses
+/// it. Sessions of one model may be used on several threads at once; their rows share passes over the weights.
+pub struct TextSession {
+    model: ModelHandle<Text>,
+    slot: usize,
+    buffers: Buffers,
+    _not_sync: PhantomData<Cell<()>>,
+}
+
+impl ModelHandle<Text> {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Busy`] when all sequences of the model are in use.
+    pub fn session(&self) -> Result<TextSession, Error> {
+        let sequences = self.0.sequences;
+        let slot = self.0.stepper.open().ok_or(Cause::NoFreeSequence { sequences })?;
+        Ok(TextSession { model: self.clone(), slot, buffers: Buffers::default(), _not_sync: PhantomData })
+    }
+
+    /// The model's hyperparameters.
+    pub fn config(&self) -> &TextConfig {
+        &self.0.config
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// Positions of one sequence.
+    pub fn context(&self) -> usize {
+        self.0.context
+    }
+
+    /// Sequences open now.
+    pub fn open_sessions(&self) -> usize {
+        self.0.stepper.open_count()
+    }
+
+    /// Weights used from the mapping of the file, beside the budget.
+    pub fn mapped_weights(&self) -> ByteSize {
+        self.0.mapped()
+    }
+
+    /// Bytes of weights that a step multiplies with, as the file has them: what decoding must read for each token.
+    pub fn weight_bytes_per_step(&self) -> ByteSize {
+        self.0.read_per_step
+    }
+
+    /// The tokens of a prompt, as [`TextSession::generate`] would take it.
+    ///
+    /// # Errors
+    /// When the template cannot be rendered, or a token is outside the vocabulary.
+    pub fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
+        let loaded = &*self.0;
+        let raw = EncodeOptions { add_special: true, parse_special: true };
+        // A template writes the model's first token itself.
+        let rendered = EncodeOptions { add_special: false, parse_special: true };
+        let encode = |text: &str, options| loaded.tokenizer.encode(text, options).map_err(Error::from);
+        match prompt {
+            Prompt::Tokens(tokens) => {
+                let vocab = loaded.config.vocab;
+                match tokens.iter().find(|&&token| token as usize >= vocab) {
+                    Some(&token) => Err(Cause::TokenOutOfRange { token, vocab }.into()),
+                    None => Ok(tokens.clone()),
+                }
+            }
+            Prompt::Raw(text) => encode(text, raw),
+            Prompt::User(text) => match self.render(&[crate::Message::user(text)])? {
+                Some(text) => encode(&text, rendered),
+                None => encode(text, raw),
+            },
+            Prompt::Chat(messages) => {
+                let text = self.render(messages)?.ok_or(Cause::NoChatTemplate)?;
+                encode(&text, rendered)
+            }
+        }
+    }
+
+    fn render(&self, messages: &[crate::Message]) -> Result<Option<String>, Error> {
+        let loaded = &*self.0;
+        let Some(template) = &loaded.template else { return Ok(None) };
+        let failed = |error| Cause::Template { path: loaded.path().to_owned(), error };
+        let template = template.as_ref().map_err(|error| failed(error.clone()))?;
+        Ok(Some(template.render_chat(messages, &loaded.tokenizer).map_err(failed)?))
+    }
+}
+
+impl TextSession {
+    /// The model.
+    pub fn model(&self) -> &ModelHandle<Text> {
+        &self.model
+    }
+
+    /// Tokens whose keys and values are cached.
+    pub fn cached(&self) -> usize {
+        self.model.0.stepper.len(self.slot)
+    }
+
+    /// Answers with default options.
+    ///
+    /// # Errors
+    /// As [`TextSession::generate_with`].
+    pub fn generate(&mut self, prompt: impl Into<Prompt>) -> Result<Generation<'_>, Error> {
+        self.generate_with(prompt, GenerateOptions::default())
+    }
+
+    /// Begins an answer. Nothing is computed before the first [`Generation::next`]; dropping the generation ends it.
+    ///
+    /// What the prompt shares with the sequence's tokens, or with another sequence's, is not computed again.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit, or an option is out of bounds.
+    pub fn generate_with(
+        &mut self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> Result<Generation<'_>, Error> {
+        let tokens = self.model.tokens(&prompt.into())?;
+        self.check(&tokens)?;
+        Generation::new(self, tokens, options)
+    }
+
+    /// Computes `tokens` as the whole sequence so far and returns the logits after the last of them. Low-level: no
+    /// template, no sampling.
+    ///
+    /// # Errors
+    /// When the tokens do not fit, or the step fails or is stopped.
+    pub fn evaluate(&mut self, tokens: &[u32], stop: &Stop) -> Result<&[f32], Error> {
+        self.check(tokens)?;
+        self.prefill(tokens, stop)?;
+        Ok(&self.buffers.logits)
+    }
+
+    /// Computes `tokens` as the whole sequence and hands the logits after each of the last `rows` of them to `each`
+    /// (position, logits), in order.
+    ///
+    /// # Errors
+    /// As [`TextSession::evaluate`].
+    pub fn evaluate_each(
+        &mut self,
+        tokens: &[u32],
+        rows: usize,
+        stop: &Stop,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        self.check(tokens)?;
+        let model = self.model.clone();
+        let (stepper, vocab) = (&model.0.stepper, model.0.config.vocab);
+        stepper.truncate(self.slot, 0);
+        let first = tokens.len().saturating_sub(rows);
+        self.advance(&tokens[..first], 0, stop)?;
+        let mut done = first;
+        for chunk in tokens[first..].chunks(stepper.capacity().min(stepper.outs())) {
+            self.advance(chunk, chunk.len(), stop)?;
+            for (row, logits) in self.buffers.logits.chunks_exact(vocab).enumerate() {
+                each(done + row, logits);
+            }
+            done += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// Appends one token to each of several sequences of one model in a single pass over the weights; afterwards
+    /// [`TextSession::last_logits`] of each has the logits after it.
+    ///
+    /// # Errors
+    /// When the sessions are of different models, a sequence is full, or the step fails or is stopped.
+    pub fn append_together(sessions: &mut [TextSession], tokens: &[u32], stop: &Stop) -> Result<(), Error> {
+        let Some(model) = sessions.first().map(|session| session.model.clone()) else { return Ok(()) };
+        let bad = |field, value: usize| Error::from(Cause::BadParameter { field, value: value.to_string() });
+        if tokens.len() != sessions.len() {
+            return Err(bad("tokens", tokens.len()));
+        }
+        let mut lent = Vec::with_capacity(sessions.len());
+        for (session, &token) in sessions.iter_mut().zip(tokens) {
+            if !std::sync::Arc::ptr_eq(&session.model.0, &model.0) {
+                return Err(bad("sessions", lent.len()));
+            }
+            session.check_room(1)?;
+            session.buffers.tokens.clear();
+            session.buffers.tokens.push(token);
+            lent.push(Lent { slot: session.slot, buffers: &mut session.buffers, outs: 1 });
+        }
+        Ok(model.0.stepper.run(&mut lent, stop)?)
+    }
+
+    /// Appends tokens to the sequence and returns the logits after the last of them.
+    ///
+    /// # Errors
+    /// When they do not fit, or the step fails or is stopped.
+    pub fn append(&mut self, tokens: &[u32], stop: &Stop) -> Result<&[f32], Error> {
+        self.check_room(tokens.len())?;
+        self.advance(tokens, 1, stop)?;
+        Ok(&self.buffers.logits)
+    }
+
+    /// Forgets all but about the first `len` tokens of the sequence; returns how many are left.
+    pub fn truncate(&mut self, len: usize) -> usize {
+        self.model.0.stepper.truncate(self.slot, len);
+        self.cached()
+    }
+
+    /// The logits the last step left.
+    pub fn last_logits(&self) -> &[f32] {
+        &self.buffers.logits
+    }
+
+    /// Logits of the last step.
+    pub(crate) fn logits(&mut self) -> &mut [f32] {
+        &mut self.buffers.logits
+    }
+
+    /// Computes what of `tokens` is not cached; leaves the last row's logits.
+    pub(crate) fn prefill(&mut self, tokens: &[u32], stop: &Stop) -> Result<usize, Error> {
+        let reused = self.model.0.stepper.reuse(self.slot, tokens);
+        self.advance(&tokens[reused..], 1, stop)?;
+        Ok(reused)
+    }
+
+    /// Appends tokens to the sequence, step by step; leaves the logits of the last `outs` rows of the last step.
+    pub(crate) fn advance(&mut self, tokens: &[u32], outs: usize, stop: &Stop) -> Result<(), Error> {
+        let model = self.model.clone();
+        let stepper = &model.0.stepper;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (chunk, after) = rest.split_at(rest.len().min(stepper.capacity()));
+            rest = after;
+            let buffers = &mut self.buffers;
+            buffers.tokens.clear();
+            buffers.tokens.extend_from_slice(chunk);
+            let outs = if rest.is_empty() { outs } else { 0 };
+            stepper.run(&mut [Lent { slot: self.slot, buffers, outs }], stop)?;
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, more: usize) -> Result<(), Error> {
+        let (context, cached) = (self.model.context(), self.cached());
+        if more == 0 {
+            return Err(Cause::EmptyPrompt.into());
+        }
+        if cached + more > context {
+            return Err(Cause::PromptTooLong { tokens: cached + more, context }.into());
+        }
+        Ok(())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        let context = self.model.context();
+        if tokens.is_empty() {
+            return Err(Cause::EmptyPrompt.into());
+        }
+        if tokens.len() > context {
+            return Err(Cause::PromptTooLong { tokens: tokens.len(), context }.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TextSession {
+    fn drop(&mut self) {
+        self.model.0.stepper.close(self.slot);
+    }
+}

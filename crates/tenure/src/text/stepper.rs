@@ -1,0 +1,301 @@
+//! One pass over the weights for whoever has rows to compute.
+//!
+//! Sessions of one model run on threads of their own and share its program. A session that needs rows computed puts
+//! them in the queue; the first that finds nobody running takes everything that waits into one step, runs it, and
+//! hands out the results. There is no scheduler thread.
+
+use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use tenure_device::{Cancel, Deadline, Program, RunError, StepInputs, Stop};
+use tenure_graph::OutputId;
+
+use crate::text::slots::Slots;
+
+/// The program of a loaded model, and the queue before it.
+pub(crate) struct Stepper {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// Locked by whoever runs a step, and by nobody who holds the queue's lock and waits.
+    engine: Mutex<StepEngine>,
+    capacity: usize,
+    outs: usize,
+}
+
+struct Queue {
+    slots: Slots,
+    waiting: Vec<Request>,
+    finished: Vec<Finished>,
+    /// Somebody is composing or running a step.
+    running: bool,
+    next_ticket: u64,
+    /// Room for buffers on their way back, so that a step allocates nothing.
+    spare: Vec<(u64, Buffers)>,
+}
+
+/// Rows of one sequence.
+struct Request {
+    ticket: u64,
+    slot: usize,
+    /// Taken from the session and given back with the result.
+    buffers: Buffers,
+    /// Logits of so many of the last rows.
+    outs: usize,
+    stop: Stop,
+}
+
+struct Finished {
+    ticket: u64,
+    buffers: Buffers,
+    result: Result<(), RunError>,
+}
+
+/// What a session lends to a step: the tokens to compute, and room for the logits it wants.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    /// Tokens that follow those already cached.
+    pub(crate) tokens: Vec<u32>,
+    /// One row of logits per wanted row.
+    pub(crate) logits: Vec<f32>,
+}
+
+/// Rows of one sequence, lent to a step.
+pub(crate) struct Lent<'b> {
+    pub(crate) slot: usize,
+    pub(crate) buffers: &'b mut Buffers,
+    /// Logits of so many of the last rows.
+    pub(crate) outs: usize,
+}
+
+/// How long a waiting session sleeps before it looks at its own deadline.
+const NAP: Duration = Duration::from_millis(20);
+
+struct StepEngine {
+    program: Program,
+    batch: Vec<Request>,
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    tables: Vec<u32>,
+    outputs: Vec<u32>,
+    blocks: Vec<u32>,
+    vocab: usize,
+}
+
+impl Stepper {
+    pub(crate) fn new(program: Program, sequences: usize, vocab: usize) -> Self {
+        let shape = program.plan().shape();
+        let slots = Slots::new(sequences, shape.context);
+        let engine = StepEngine {
+            batch: Vec::with_capacity(sequences),
+            tokens: Vec::with_capacity(shape.rows),
+            positions: Vec::with_capacity(shape.rows),
+            tables: Vec::with_capacity(shape.rows),
+            outputs: Vec::with_capacity(shape.outs),
+            blocks: Vec::with_capacity(slots.tables().len()),
+            program,
+            vocab,
+        };
+        let queue = Queue {
+            slots,
+            waiting: Vec::with_capacity(sequences),
+            finished: Vec::with_capacity(sequences),
+            running: false,
+            next_ticket: 0,
+            spare: Vec::with_capacity(sequences),
+        };
+        Stepper {
+            queue: Mutex::new(queue),
+            changed: Condvar::new(),
+            engine: Mutex::new(engine),
+            capacity: shape.rows,
+            outs: shape.outs,
+        }
+    }
+
+    /// Rows of the largest step.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Rows of logits of the largest step.
+    pub(crate) fn outs(&self) -> usize {
+        self.outs
+    }
+
+    /// Opens a sequence if one is free; otherwise says how many there are.
+    pub(crate) fn open(&self) -> Option<usize> {
+        self.lock().slots.open()
+    }
+
+    pub(crate) fn close(&self, slot: usize) {
+        self.lock().slots.close(slot);
+    }
+
+    /// Open sequences.
+    pub(crate) fn open_count(&self) -> usize {
+        self.lock().slots.open_count()
+    }
+
+    /// See [`Slots::reuse`].
+    pub(crate) fn reuse(&self, slot: usize, prompt: &[u32]) -> usize {
+        self.lock().slots.reuse(slot, prompt)
+    }
+
+    /// Tokens cached for a sequence.
+    pub(crate) fn len(&self, slot: usize) -> usize {
+        self.lock().slots.tokens(slot).len()
+    }
+
+    /// See [`Slots::truncate`].
+    pub(crate) fn truncate(&self, slot: usize, len: usize) {
+        self.lock().slots.truncate(slot, len);
+    }
+
+    /// Computes rows of one or more sequences: for each, the tokens after those it holds, and the logits of the last
+    /// `outs` of them. The rows of all must fit the step's capacity, and each its sequence's context.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; a sequence whose rows failed holds what it held before.
+    pub(crate) fn run(&self, lent: &mut [Lent<'_>], stop: &Stop) -> Result<(), RunError> {
+        let mut queue = self.lock();
+        let first = queue.next_ticket;
+        queue.next_ticket += lent.len() as u64;
+        for (ticket, Lent { slot, buffers, outs }) in (first..).zip(&mut *lent) {
+            let buffers = std::mem::take(&mut **buffers);
+            queue.waiting.push(Request { ticket, slot: *slot, buffers, outs: *outs, stop: stop.clone() });
+        }
+        let mut open = lent.len();
+        let mut outcome = Ok(());
+        let own = |ticket: u64| ticket.checked_sub(first).map(|at| at as usize).filter(|&at| at < lent.len());
+        let mut give_back = Vec::new();
+        std::mem::swap(&mut give_back, &mut queue.spare);
+        loop {
+            while let Some(at) = queue.finished.iter().position(|finished| own(finished.ticket).is_some()) {
+                let Finished { ticket, buffers, result } = queue.finished.swap_remove(at);
+                give_back.push((ticket, buffers));
+                outcome = outcome.and(result);
+                open -= 1;
+            }
+            if open == 0 {
+                break;
+            }
+            if queue.running {
+                // Once a request is part of a step, it ends with that step. Until then it can be taken back.
+                if let Err(stopped) = stop.check() {
+                    while let Some(at) = queue.waiting.iter().position(|request| own(request.ticket).is_some()) {
+                        let Request { ticket, buffers, .. } = queue.waiting.remove(at);
+                        give_back.push((ticket, buffers));
+                        outcome = outcome.and(Err(stopped.into()));
+                        open -= 1;
+                    }
+                    continue;
+                }
+                queue = self.changed.wait_timeout(queue, NAP).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            if !queue.waiting.iter().any(|request| own(request.ticket).is_some()) {
+                let why = "the step was abandoned by the thread that ran it".to_owned();
+                outcome = Err(RunError::Failed { device: "step".to_owned(), why });
+                break;
+            }
+            queue.running = true;
+            let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+            engine.compose(&mut queue, self.capacity, self.outs);
+            drop(queue);
+            let leave = LeaveOnDrop(self);
+            let result = engine.step();
+            queue = self.lock();
+            engine.deliver(&mut queue, result);
+            drop(engine);
+            queue.running = false;
+            std::mem::forget(leave);
+            self.changed.notify_all();
+        }
+        for (ticket, buffers) in give_back.drain(..) {
+            *lent[(ticket - first) as usize].buffers = buffers;
+        }
+        queue.spare = give_back;
+        outcome
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets the others go on if a step unwinds.
+struct LeaveOnDrop<'s>(&'s Stepper);
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.lock().running = false;
+        self.0.changed.notify_all();
+    }
+}
+
+impl StepEngine {
+    /// Takes requests, first come first served, while their rows fit.
+    fn compose(&mut self, queue: &mut Queue, capacity: usize, outs: usize) {
+        for list in [&mut self.tokens, &mut self.positions, &mut self.tables, &mut self.outputs] {
+            list.clear();
+        }
+        self.batch.clear();
+        let mut at = 0;
+        while at < queue.waiting.len() {
+            let Request { slot, ref buffers, outs: wanted, .. } = queue.waiting[at];
+            let rows = buffers.tokens.len();
+            let fits = self.tokens.len() + rows <= capacity && self.outputs.len() + wanted <= outs;
+            if !fits && !self.batch.is_empty() {
+                at += 1;
+                continue;
+            }
+            let first = queue.slots.tokens(slot).len();
+            queue.slots.grow(slot, first + rows);
+            self.tokens.extend_from_slice(&buffers.tokens);
+            self.positions.extend((first..first + rows).map(|position| position as u32));
+            self.tables.extend(std::iter::repeat_n(slot as u32, rows));
+            let end = self.tokens.len() as u32;
+            self.outputs.extend(end.saturating_sub(wanted as u32)..end);
+            self.batch.push(queue.waiting.remove(at));
+        }
+        self.blocks.clear();
+        self.blocks.extend_from_slice(queue.slots.tables());
+    }
+
+    fn step(&mut self) -> Result<(), RunError> {
+        let inputs = StepInputs {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            tables: &self.tables,
+            blocks: &self.blocks,
+            outputs: &self.outputs,
+        };
+        // A step of one request obeys that request; a shared step obeys nobody alone, and is short.
+        match &self.batch[..] {
+            [only] => self.program.run(&inputs, &only.stop)?,
+            shared => {
+                let deadline = shared.iter().map(|request| request.stop.deadline).max();
+                let deadline = deadline.unwrap_or_else(|| Deadline::after(Deadline::LONGEST));
+                self.program.run(&inputs, &Stop { deadline, cancel: Cancel::new() })?;
+            }
+        }
+        let mut row = 0;
+        for request in &mut self.batch {
+            request.buffers.logits.resize(request.outs * self.vocab, 0.0);
+            for logits in request.buffers.logits.chunks_exact_mut(self.vocab) {
+                self.program.read(OutputId::Logits, row, logits)?;
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, queue: &mut Queue, result: Result<(), RunError>) {
+        for Request { ticket, slot, buffers, .. } in self.batch.drain(..) {
+            if result.is_ok() {
+                queue.slots.commit(slot, &buffers.tokens);
+            }
+            queue.finished.push(Finished { ticket, buffers, result: result.clone() });
+        }
+    }
+}

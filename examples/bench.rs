@@ -1,0 +1,149 @@
+//! Measures prefill and decode, and the machine's own bounds beside them.
+//!
+//! As llama-bench defines them: prefill is `-p` tokens into an empty cache, decode `-n` single tokens after `-d`
+//! cached ones; a row of the vocabulary's tokens, nothing sampled.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use serde_json::{Value, json};
+use tenure::{Cancel, Deadline, ModelHandle, Stop, Text, TextSession};
+use tenure_examples::cli::{ModelArgs, Refusal, memory, run};
+
+/// Measures a language model's speed.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompt tokens.
+    #[arg(short = 'p', long, default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to decode.
+    #[arg(short = 'n', long, default_value_t = 128)]
+    decode: usize,
+    /// Repetitions.
+    #[arg(short = 'r', long, default_value_t = 5)]
+    repetitions: usize,
+    /// Sequences decoded together.
+    #[arg(long, default_value_t = 1)]
+    sequences: usize,
+    /// Tokens cached before decoding begins.
+    #[arg(short = 'd', long, default_value_t = 0)]
+    depth: usize,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    run(arguments.json, || bench(&arguments).map(Some))
+}
+
+/// Longer than any measurement that makes sense.
+const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
+
+fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
+    if arguments.repetitions == 0 || arguments.sequences == 0 {
+        return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
+    }
+    let mut model_arguments = arguments.model.clone();
+    let room = arguments.prompt.max(arguments.depth + arguments.decode).max(1);
+    model_arguments.context = Some(model_arguments.context.unwrap_or(room).max(room));
+    let engine = model_arguments.engine()?;
+    let options = model_arguments.options(arguments.sequences, 1);
+    let (model, planned) = model_arguments.load(&engine, &options, &Cancel::new())?;
+    let weights = bytes_per_token(&model);
+
+    let threads = model_arguments.threads()?;
+    let mut bounds = tenure_examples::bounds::measure(threads);
+    let mut sessions = Vec::new();
+    for _ in 0..arguments.sequences {
+        sessions.push(model.session()?);
+    }
+    let stop = Stop::by(Deadline::after(PATIENCE));
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for repetition in 0..=arguments.repetitions {
+        // The first round warms caches up and is not counted.
+        let counted = repetition > 0;
+        if arguments.prompt > 0 {
+            let speed = prefill_once(&mut sessions[0], &model, arguments.prompt, &stop)?;
+            prefill.extend(counted.then_some(speed));
+        }
+        if arguments.decode > 0 {
+            let speed = decode_once(&mut sessions, &model, arguments, &stop)?;
+            decode.extend(counted.then_some(speed));
+        }
+        bounds = bounds.max(tenure_examples::bounds::measure(threads));
+    }
+    let operations = 2.0 * model.config().parameters_per_token() as f64;
+    let prefill = summary(&prefill, operations / bounds.int8_ops_per_s);
+    // One pass over the weights makes a token for every sequence.
+    let decode = summary(&decode, weights / arguments.sequences as f64 / bounds.read_bytes_per_s);
+    eprintln!("prefill {} tokens/s, decode {} tokens/s", prefill["median"], decode["median"]);
+    Ok(json!({
+        "prefill_tokens_per_s": prefill,
+        "decode_tokens_per_s": decode,
+        "bounds": {
+            "read_bytes_per_s": bounds.read_bytes_per_s,
+            "int8_ops_per_s": bounds.int8_ops_per_s,
+            "weight_bytes_per_token": weights,
+        },
+        "memory": memory(&engine, planned),
+    }))
+}
+
+/// Token ids spread over the vocabulary.
+fn token(model: &ModelHandle<Text>, at: usize) -> u32 {
+    (at * 7919 % model.config().vocab) as u32
+}
+
+fn prefill_once(
+    session: &mut TextSession,
+    model: &ModelHandle<Text>,
+    count: usize,
+    stop: &Stop,
+) -> Result<f64, Refusal> {
+    let tokens: Vec<u32> = (0..count).map(|at| token(model, at)).collect();
+    session.truncate(0);
+    let begun = Instant::now();
+    session.append(&tokens, stop)?;
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
+}
+
+fn decode_once(
+    sessions: &mut [TextSession],
+    model: &ModelHandle<Text>,
+    arguments: &Arguments,
+    stop: &Stop,
+) -> Result<f64, Refusal> {
+    for (at, session) in sessions.iter_mut().enumerate() {
+        // The cached beginning is computed once and kept.
+        if session.truncate(arguments.depth) != arguments.depth {
+            session.truncate(0);
+            let tokens: Vec<u32> = (0..arguments.depth).map(|i| token(model, i * 31 + at)).collect();
+            session.append(&tokens, stop)?;
+        }
+    }
+    let begun = Instant::now();
+    for at in 0..arguments.decode {
+        let tokens: Vec<u32> = (0..sessions.len()).map(|i| token(model, at + i)).collect();
+        TextSession::append_together(sessions, &tokens, stop)?;
+    }
+    Ok((arguments.decode * sessions.len()) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Bytes of weights that one pass reads, as the file has them: everything but rows that are only looked up.
+fn bytes_per_token(model: &ModelHandle<Text>) -> f64 {
+    model.weight_bytes_per_step().get() as f64
+}
+
+fn summary(speeds: &[f64], per_token_of_bound: f64) -> Value {
+    let mut sorted = speeds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some((&min, &max)) = sorted.first().zip(sorted.last()) else { return Value::Null };
+    let middle = sorted.len() / 2;
+    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    json!({"median": median, "min": min, "max": max, "bound_fraction": median * per_token_of_bound})
+}

@@ -1,0 +1,305 @@
+//! Arguments and answers that the binaries have in common.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tenure::{
+    ByteSize, Cancel, Cpu, CpuOptions, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle, SamplerParams,
+    Stop, Text, TextOptions, WeightAccess, WeightStore,
+};
+
+/// Why a binary refused.
+pub struct Refusal {
+    /// The class of the error.
+    pub kind: String,
+    /// What a person reads.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal of the binary's own.
+    pub fn new(kind: &str, message: impl ToString) -> Self {
+        Refusal { kind: kind.to_owned(), message: message.to_string() }
+    }
+}
+
+impl From<tenure::Error> for Refusal {
+    fn from(error: tenure::Error) -> Self {
+        Refusal { kind: error.class(), message: error.to_string() }
+    }
+}
+
+impl From<tenure::WeightsError> for Refusal {
+    fn from(error: tenure::WeightsError) -> Self {
+        tenure::Error::from(error).into()
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Refusal::new("Io", error)
+    }
+}
+
+/// Runs a binary: what it returns goes to stdout (as JSON if asked), a refusal ends it with code 2.
+pub fn run(json: bool, body: impl FnOnce() -> Result<Option<Value>, Refusal>) -> ExitCode {
+    match body() {
+        Ok(answer) => {
+            if let (true, Some(answer)) = (json, answer) {
+                println!("{answer}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(Refusal { kind, message }) => {
+            eprintln!("error: {message}");
+            if json {
+                println!("{}", json!({"error": {"kind": kind, "message": message}}));
+            }
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Which model, and where.
+#[derive(Args, Clone)]
+pub struct ModelArgs {
+    /// A GGUF file, or ORG/NAME[:FILE] in the Hugging Face cache. Without it: a small model, fetched once.
+    #[arg(short = 'm', long = "model")]
+    pub model: Option<String>,
+    /// Positions of one sequence [default: what the model was trained for, at most 4096].
+    #[arg(short = 'c', long = "ctx")]
+    pub context: Option<usize>,
+    /// Threads that compute [default: physical cores].
+    #[arg(short = 't', long)]
+    pub threads: Option<usize>,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value = "f16")]
+    pub kv: KvArg,
+    /// Tokens of one step of a prompt.
+    #[arg(long, default_value_t = TextOptions::default().batch)]
+    pub batch: usize,
+    /// Bytes the model may take [default: the machine's memory]; K, M, G are binary.
+    #[arg(long, value_parser = bytes)]
+    pub budget: Option<ByteSize>,
+    /// Read all weights instead of mapping those that need no repacking.
+    #[arg(long)]
+    pub no_mmap: bool,
+}
+
+/// Element types of the KV cache.
+#[derive(Clone, Copy, ValueEnum)]
+#[allow(missing_docs)]
+#[value(rename_all = "snake_case")]
+pub enum KvArg {
+    #[value(name = "f16")]
+    F16,
+    #[value(name = "f32")]
+    F32,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl ModelArgs {
+    /// The model's file, fetched if none was named.
+    ///
+    /// # Errors
+    /// When it is not there and cannot be fetched.
+    pub fn path(&self) -> Result<PathBuf, Refusal> {
+        match &self.model {
+            Some(name) => crate::hub::resolve(name).map_err(|error| Refusal::new("NotFound", error)),
+            None => crate::fetch::default_model().map_err(|error| Refusal::new("Fetch", error)),
+        }
+    }
+
+    /// The options these arguments stand for.
+    pub fn options(&self, sequences: usize, logit_rows: usize) -> TextOptions {
+        TextOptions {
+            context: self.context,
+            sequences,
+            kv: match self.kv {
+                KvArg::F16 => KvType::F16,
+                KvArg::F32 => KvType::F32,
+                KvArg::Q8_0 => KvType::Q8_0,
+            },
+            batch: self.batch,
+            logit_rows,
+            access: if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped },
+        }
+    }
+
+    /// An engine as these arguments want it.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn engine(&self) -> Result<Engine, Refusal> {
+        Ok(Engine::cpu(CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() })?)
+    }
+
+    /// Threads these arguments mean.
+    ///
+    /// # Errors
+    /// When the processor cannot be used.
+    pub fn threads(&self) -> Result<usize, Refusal> {
+        let options = CpuOptions { threads: self.threads, ..CpuOptions::default() };
+        Ok(Cpu::new(&options).map_err(tenure::Error::from)?.threads())
+    }
+
+    /// Plans.
+    ///
+    /// # Errors
+    /// When the file is no model, or an option is out of bounds.
+    pub fn plan(&self, engine: &Engine, options: &TextOptions) -> Result<LoadPlan<Text>, Refusal> {
+        let store = Arc::new(WeightStore::open(self.path()?)?);
+        Ok(engine.plan(&store, options)?)
+    }
+
+    /// Plans and loads, with a progress bar on stderr if that is a terminal.
+    ///
+    /// # Errors
+    /// When it does not fit, or loading fails.
+    pub fn load(
+        &self,
+        engine: &Engine,
+        options: &TextOptions,
+        cancel: &Cancel,
+    ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
+        let plan = self.plan(engine, options)?;
+        let planned = plan.footprint().total();
+        let mut load = LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() };
+        let bar = crate::progress::bytes("loading");
+        let shown = bar.clone();
+        load.progress = Some(Arc::new(move |done, total| {
+            shown.set_length(total.get());
+            shown.set_position(done.get());
+        }));
+        let reservation = engine.reserve(&plan, &Stop { deadline: load.deadline, cancel: cancel.clone() })?;
+        let model = engine.load(plan, reservation, &load)?;
+        bar.finish_and_clear();
+        Ok((model, planned))
+    }
+}
+
+/// What the engine's memory is used for, as JSON.
+pub fn memory(engine: &Engine, planned: ByteSize) -> Value {
+    let report = engine.report();
+    json!({
+        "planned_bytes": planned.get(),
+        "allocated_bytes": report.allocated.get(),
+        "peak_bytes": report.peak.get(),
+    })
+}
+
+/// How tokens are chosen; the defaults are llama.cpp's.
+#[derive(Args, Clone)]
+#[allow(missing_docs)] // Each is the field of `SamplerParams` of that name.
+pub struct SamplerArgs {
+    /// 0: always the most likely token.
+    #[arg(long, default_value_t = SamplerParams::default().temperature)]
+    pub temp: f32,
+    #[arg(long, default_value_t = SamplerParams::default().top_k, allow_hyphen_values = true)]
+    pub top_k: i32,
+    #[arg(long, default_value_t = SamplerParams::default().top_p)]
+    pub top_p: f32,
+    #[arg(long, default_value_t = SamplerParams::default().min_p)]
+    pub min_p: f32,
+    #[arg(long, default_value_t = SamplerParams::default().typical_p)]
+    pub typical: f32,
+    #[arg(long, default_value_t = SamplerParams::default().top_n_sigma, allow_hyphen_values = true)]
+    pub top_n_sigma: f32,
+    #[arg(long, default_value_t = SamplerParams::default().xtc_probability)]
+    pub xtc_probability: f32,
+    #[arg(long, default_value_t = SamplerParams::default().xtc_threshold)]
+    pub xtc_threshold: f32,
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_range)]
+    pub dynatemp_range: f32,
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_exponent)]
+    pub dynatemp_exp: f32,
+    #[arg(long, default_value_t = SamplerParams::default().penalty_last_n, allow_hyphen_values = true)]
+    pub repeat_last_n: i32,
+    #[arg(long, default_value_t = SamplerParams::default().penalty_repeat)]
+    pub repeat_penalty: f32,
+    #[arg(long, default_value_t = SamplerParams::default().penalty_freq, allow_hyphen_values = true)]
+    pub frequency_penalty: f32,
+    #[arg(long, default_value_t = SamplerParams::default().penalty_present, allow_hyphen_values = true)]
+    pub presence_penalty: f32,
+    #[arg(long, default_value_t = SamplerParams::default().dry_multiplier)]
+    pub dry_multiplier: f32,
+    #[arg(long, default_value_t = SamplerParams::default().dry_base)]
+    pub dry_base: f32,
+    #[arg(long, default_value_t = SamplerParams::default().dry_allowed_length)]
+    pub dry_allowed_length: u32,
+    #[arg(long, default_value_t = SamplerParams::default().dry_penalty_last_n, allow_hyphen_values = true)]
+    pub dry_penalty_last_n: i32,
+    /// 0: off; 2: Mirostat 2.
+    #[arg(long, default_value_t = 0, value_parser = clap::builder::PossibleValuesParser::new(["0", "2"]).map(|v| u8::from(v == "2") * 2))]
+    pub mirostat: u8,
+    /// Mirostat's target surprise.
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_tau)]
+    pub mirostat_ent: f32,
+    /// Mirostat's learning rate.
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_eta)]
+    pub mirostat_lr: f32,
+    /// TOKEN=BIAS, added to that token's logit; may be given several times.
+    #[arg(long, value_parser = bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed gives the same text [default: of the moment].
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+impl SamplerArgs {
+    /// The parameters these arguments stand for.
+    pub fn params(&self) -> SamplerParams {
+        SamplerParams {
+            seed: self.seed.unwrap_or_else(of_the_moment),
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical,
+            top_n_sigma: self.top_n_sigma,
+            xtc_probability: self.xtc_probability,
+            xtc_threshold: self.xtc_threshold,
+            dynatemp_range: self.dynatemp_range,
+            dynatemp_exponent: self.dynatemp_exp,
+            penalty_last_n: self.repeat_last_n,
+            penalty_repeat: self.repeat_penalty,
+            penalty_freq: self.frequency_penalty,
+            penalty_present: self.presence_penalty,
+            dry_multiplier: self.dry_multiplier,
+            dry_base: self.dry_base,
+            dry_allowed_length: self.dry_allowed_length,
+            dry_penalty_last_n: self.dry_penalty_last_n,
+            mirostat: if self.mirostat == 2 { Mirostat::V2 } else { Mirostat::Off },
+            mirostat_tau: self.mirostat_ent,
+            mirostat_eta: self.mirostat_lr,
+            logit_bias: self.logit_bias.clone(),
+            ..SamplerParams::default()
+        }
+    }
+}
+
+fn of_the_moment() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("expected TOKEN=BIAS")?;
+    let token = token.parse().map_err(|error| format!("{token}: {error}"))?;
+    Ok((token, bias.parse().map_err(|error| format!("{bias}: {error}"))?))
+}
+
+fn bytes(text: &str) -> Result<ByteSize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{text}: {error}"))?;
+    number.checked_mul(1 << shift).map(ByteSize::new).ok_or_else(|| format!("{text} is too large"))
+}

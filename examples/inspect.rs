@@ -1,0 +1,81 @@
+//! Metadata and tensors of a model file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Map, Value, json};
+use tenure::WeightStore;
+use tenure_examples::cli::{Refusal, run};
+use tenure_weights::gguf;
+
+/// Shows what is in a GGUF or safetensors file.
+#[derive(Parser)]
+struct Arguments {
+    /// The file; the first of several shards, an index, or a diffusers folder.
+    file: PathBuf,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    run(arguments.json, || inspect(&arguments).map(Some))
+}
+
+/// Arrays longer than this are shown by their length.
+const SHOWN: usize = 16;
+
+fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
+    let store = WeightStore::open(&arguments.file)?;
+    let mut metadata = Map::new();
+    for (key, value) in store.metadata().iter().flat_map(|meta| meta.iter()) {
+        metadata.insert(key.to_owned(), of_value(&value));
+    }
+    let tensors: Vec<Value> = store
+        .tensors()
+        .map(|tensor| {
+            let spec = tensor.spec();
+            json!({
+                "name": spec.name,
+                "type": spec.dtype.name(),
+                "shape": spec.shape.dims(),
+                "file": tensor.file(),
+                "offset": tensor.offset(),
+                "bytes": tensor.bytes().get(),
+            })
+        })
+        .collect();
+    if !arguments.json {
+        for (key, value) in &metadata {
+            println!("{key} = {value}");
+        }
+        for tensor in store.tensors() {
+            let spec = tensor.spec();
+            println!("{:48} {:8} {:24} @{} {}", spec.name, spec.dtype, spec.shape, tensor.offset(), tensor.bytes());
+        }
+    }
+    Ok(json!({"metadata": metadata, "tensors": tensors}))
+}
+
+fn of_value(value: &gguf::Value<'_>) -> Value {
+    match value {
+        gguf::Value::U8(v) => json!(v),
+        gguf::Value::I8(v) => json!(v),
+        gguf::Value::U16(v) => json!(v),
+        gguf::Value::I16(v) => json!(v),
+        gguf::Value::U32(v) => json!(v),
+        gguf::Value::I32(v) => json!(v),
+        gguf::Value::U64(v) => json!(v),
+        gguf::Value::I64(v) => json!(v),
+        gguf::Value::F32(v) => json!(v),
+        gguf::Value::F64(v) => json!(v),
+        gguf::Value::Bool(v) => json!(v),
+        gguf::Value::Str(v) => json!(v),
+        gguf::Value::Array(array) if array.len() > SHOWN => {
+            json!({"array_of": array.element_type().name(), "length": array.len()})
+        }
+        gguf::Value::Array(array) => Value::Array(array.values().map(|value| of_value(&value)).collect()),
+    }
+}
