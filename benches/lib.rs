@@ -1,1 +1,1 @@
-//! What the benchmarks share.
+//! Benchmarks live beside this file; what they share would stand here.

@@ -6,10 +6,10 @@ use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
 use crate::lane::{CpuLane, STAGING};
-use crate::layout::{self, Layout, Scratch};
+use crate::layout::{self, Scratch};
 use crate::lower::lower;
 use crate::raw::memory;
-use crate::simd::{Isa, attention};
+use crate::simd::{Isa, kv};
 
 /// How the CPU is used.
 #[derive(Clone, Debug, Default)]
@@ -85,14 +85,14 @@ unsafe impl Backend for Cpu {
         layout::weight_layout(weight)
     }
 
-    fn kv_block_bytes(&self, layer: KvLayer, kv: KvType) -> Result<ByteSize, DeviceError> {
-        attention::block_bytes(kv, layer.head_dim)
+    fn kv_block_bytes(&self, layer: KvLayer, kv_type: KvType) -> Result<ByteSize, DeviceError> {
+        kv::block_bytes(kv_type, layer.head_dim)
             .map(|head| ByteSize::of(head).times(layer.heads as u64))
-            .ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })
+            .ok_or(DeviceError::UnsupportedKv { kv: kv_type, head_dim: layer.head_dim })
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {
-        let lowered = lower(plan, &|w| Layout::of(plan.weight(w)) == Layout::Packed);
+        let lowered = lower(plan, &|_| false);
         ByteSize::of(Scratch::new(plan, &lowered, self.threads).bytes)
     }
 

@@ -8,13 +8,13 @@ use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, LoadItem, Memory, 
 use tenure_graph::Plan;
 use tenure_tensor::{ByteSize, codec};
 
-use crate::layout::{Layout, Scratch};
+use crate::layout::{Layout, PANEL, Scratch};
 use crate::lower::lower;
 use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
 use crate::rope::RopeAngles;
-use crate::simd::{Isa, attention, packed};
+use crate::simd::{Isa, kv};
 
 /// Bytes of a file that a loading thread holds at a time.
 pub(crate) const STAGING: ByteSize = ByteSize::new(1 << 20);
@@ -64,7 +64,7 @@ impl Lane for CpuLane {
     }
 
     fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
-        let lowered = lower(&plan, &|w| Layout::of(plan.weight(w)) == Layout::Packed);
+        let lowered = lower(&plan, &|_| false);
         let scratch = Scratch::new(&plan, &lowered, self.team.count());
         let enough = |what, got: ByteSize, need: ByteSize| {
             if got < need { Err(DeviceError::WrongMemory { what, got, need }) } else { Ok(()) }
@@ -75,7 +75,7 @@ impl Lane for CpuLane {
         let mut layers = Vec::new();
         let mut end = 0usize;
         for &layer in plan.kv_layers() {
-            let head = attention::block_bytes(memory.kv.kv, layer.head_dim)
+            let head = kv::block_bytes(memory.kv.kv, layer.head_dim)
                 .ok_or(DeviceError::UnsupportedKv { kv: memory.kv.kv, head_dim: layer.head_dim })?;
             layers.push((end, head * layer.heads));
             end += head * layer.heads * memory.kv.blocks;
@@ -130,7 +130,7 @@ impl Lane for CpuLane {
 fn divide(item: usize, load: &LoadItem<'_>, layout: Layout, chunks: &mut Vec<Chunk>) {
     let (rows, cols) = (load.weight.rows(), load.weight.cols());
     let row = load.weight.spec.dtype.row_bytes(cols).unwrap_or(0).max(1);
-    let step = (STAGING.get() as usize / row).max(1).next_multiple_of(packed::ROWS);
+    let step = (STAGING.get() as usize / row).max(1).next_multiple_of(PANEL);
     for first_row in (0..rows).step_by(step) {
         chunks.push(Chunk { item, layout, first_row, rows: step.min(rows - first_row) });
     }
@@ -157,17 +157,6 @@ fn bring_in(load: &Load<'_>, segment: &SegmentBytes<'_>, chunk: &Chunk, staging:
             if let Ok(floats) = bytemuck::try_cast_slice_mut(bytes) {
                 // The type was accepted when the plan was made.
                 let _: Result<(), codec::CodecError> = codec::dequantize(dtype, staging, floats);
-            }
-        }
-        Layout::Packed => {
-            room(staging, len)?;
-            read(staging)?;
-            let panel = packed::panel_bytes(dtype, cols).unwrap_or(0);
-            let first = chunk.first_row / packed::ROWS;
-            let panels = chunk.rows.div_ceil(packed::ROWS);
-            let bytes = unsafe { segment.range(offset + first * panel, panels * panel) };
-            for (rows, panel) in staging.chunks(packed::ROWS * row).zip(bytes.chunks_exact_mut(panel)) {
-                packed::pack_panel(dtype, cols, rows, panel);
             }
         }
     }

@@ -5,15 +5,16 @@ use tenure_graph::{Plan, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
-use crate::simd::{act8, attention, packed};
+use crate::simd::kv;
+
+/// Rows of a panel, and features that a member of the team computes at a time.
+pub(crate) const PANEL: usize = 16;
 
 /// How a weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// As the file has it.
     Raw,
-    /// Panels of 16 rows, repacked at load.
-    Packed,
     /// 32-bit floats, converted at load.
     Vector,
 }
@@ -23,8 +24,6 @@ impl Layout {
     pub(crate) fn of(weight: &WeightUse) -> Layout {
         if weight.is_vector() {
             Layout::Vector
-        } else if weight.as_matrix && packed::panel_bytes(weight.spec.dtype, weight.cols()).is_some() {
-            Layout::Packed
         } else {
             Layout::Raw
         }
@@ -35,10 +34,6 @@ impl Layout {
         match self {
             Layout::Raw => weight.spec.bytes().unwrap_or(ByteSize::new(u64::MAX)),
             Layout::Vector => ByteSize::of(weight.cols()).times(size_of::<f32>() as u64),
-            Layout::Packed => {
-                let panel = packed::panel_bytes(weight.spec.dtype, weight.cols()).unwrap_or(0);
-                ByteSize::of(panel).times(weight.rows().div_ceil(packed::ROWS) as u64)
-            }
         }
     }
 }
@@ -59,14 +54,14 @@ const SPLIT_ROWS: usize = 4;
 pub(crate) struct Scratch {
     /// Cosines and sines: for each rope its offset and the floats of one row.
     pub(crate) ropes: Vec<(usize, usize)>,
-    /// Quantised rows.
-    pub(crate) quantized: usize,
     /// Each member's own room for attention.
     pub(crate) attention: usize,
     /// Bytes of one member's room.
     pub(crate) attention_bytes: usize,
     /// Partial results of split attention.
     pub(crate) partials: usize,
+    /// Chunks of the longest sequence.
+    pub(crate) chunks: usize,
     /// Most rows whose attention is split.
     pub(crate) split_rows: usize,
     /// All of it.
@@ -88,25 +83,20 @@ impl Scratch {
             .iter()
             .map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims))
             .collect();
-        let quantized = match lowered.quantized_cols {
-            0 => 0,
-            cols => take(act8::bytes(lowered.quantized_rows, cols)),
-        };
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
-        let chunks = shape.context.div_ceil(attention::CHUNK);
+        let chunks = shape.context.div_ceil(kv::CHUNK);
         for phase in &lowered.phases {
             if let Phase::Attention(op) = phase {
-                let layer = plan.kv_layer(op.layer);
-                let queries = attention::MAX_QUERIES.max(op.heads / layer.heads);
-                attention_bytes = attention_bytes.max(attention::scratch_bytes(queries, layer.head_dim));
-                let one = attention::partial_floats(layer.head_dim) * size_of::<f32>();
+                let head_dim = plan.kv_layer(op.layer).head_dim;
+                attention_bytes = attention_bytes.max(kv::scratch_floats(head_dim) * 2 * size_of::<f32>());
+                let one = kv::Partial::floats(head_dim) * size_of::<f32>();
                 partial = partial.max(split_rows * op.heads * chunks * one);
             }
         }
         let attention_bytes = attention_bytes.next_multiple_of(64);
         let attention = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch { ropes, quantized, attention, attention_bytes, partials, split_rows, bytes: end }
+        Scratch { ropes, attention, attention_bytes, partials, chunks, split_rows, bytes: end }
     }
 }

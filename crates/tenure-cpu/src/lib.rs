@@ -1,4 +1,11 @@
 //! CPU backend: runs a plan with SIMD kernels chosen at run time.
 
+mod backend;
+mod lane;
+mod layout;
+mod lower;
 mod raw;
+mod rope;
 pub mod simd;
+
+pub use backend::{Cpu, CpuOptions, host_memory};

@@ -84,7 +84,7 @@ pub struct Load<'a> {
     /// The weights, each with its place.
     pub items: &'a [LoadItem<'a>],
     /// Where their bytes come from: `read(item, offset, into)`. Called from several threads.
-    pub read: &'a ReadFn,
+    pub read: &'a ReadFn<'a>,
     /// Told the number of file bytes done so far. Called from several threads.
     pub progress: &'a (dyn Fn(ByteSize) + Sync),
 }
@@ -100,7 +100,7 @@ pub struct LoadItem<'a> {
 }
 
 /// Reads bytes of one item.
-pub type ReadFn = dyn Fn(usize, u64, &mut [u8]) -> Result<(), SourceError> + Sync;
+pub type ReadFn<'a> = dyn Fn(usize, u64, &mut [u8]) -> Result<(), SourceError> + Sync + 'a;
 
 /// What a source of weights says when it fails.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;

@@ -16,7 +16,10 @@ use crate::layout::{Layout, Scratch};
 use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
 use crate::raw::team::{Broken, Member, Team};
 use crate::rope::RopeAngles;
-use crate::simd::{Isa, act8, attention, float, packed};
+use crate::simd::kv::{self, Blocks, Partial, Query, Scores};
+use crate::simd::rows::Out;
+use crate::simd::{Isa, elementwise, rows};
+use crate::layout::PANEL;
 
 /// A plan bound to memory.
 pub(crate) struct Interpreter {
@@ -81,7 +84,7 @@ impl Exec for Interpreter {
         self.out_rows = step.outputs.len();
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let run = Run {
-            split: step.tokens.len() <= self.scratch.split_rows && longest > attention::CHUNK,
+            split: step.tokens.len() <= self.scratch.split_rows && longest > kv::CHUNK,
             halt_after: AtomicUsize::new(usize::MAX),
             me: self,
             step,
@@ -229,21 +232,10 @@ impl Weight {
         }
     }
 
-    fn is_packed(&self) -> bool {
-        match self {
-            Weight::Resident { layout, .. } => *layout == Layout::Packed,
-            Weight::Mapped { .. } => false,
-        }
-    }
-
     /// Copies one row as f32.
     fn look_up(&self, row: usize, out: &mut [f32]) {
         let (dtype, cols) = (self.dtype(), self.cols());
-        if self.is_packed() {
-            let panel = packed::panel_bytes(dtype, cols).unwrap_or(0);
-            let at = row / packed::ROWS * panel;
-            packed::dequantize_row(dtype, &self.bytes()[at..at + panel], row % packed::ROWS, cols, out);
-        } else if let Some(stride) = dtype.row_bytes(cols) {
+        if let Some(stride) = dtype.row_bytes(cols) {
             let bytes = &self.bytes()[row * stride..(row + 1) * stride];
             // The type was accepted when the plan was made.
             let _: Result<(), codec::CodecError> = codec::dequantize(dtype, bytes, out);
@@ -260,7 +252,7 @@ impl Run<'_> {
                 Phase::Rows { rows: Rows::Step, ops } => self.rows(ops, member.share(rows)),
                 Phase::Rows { rows: Rows::Out, ops } => self.rows(ops, member.share(outs)),
                 Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at]),
-                Phase::Attention(op) => self.attention(op, &me.claims[at]),
+                Phase::Attention(op) => self.attention(op, member, &me.claims[at]),
             }
             // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
             if member.index == 0 && (rows > 1 || at.is_multiple_of(16)) && self.stop.check().is_err() {
@@ -302,25 +294,25 @@ impl Run<'_> {
         match *op {
             RowOp::RopeTable { table } => {
                 let angles = &me.ropes[table];
-                float::rope_table(self.step.positions[row], angles, me.rope_table(table, row));
+                elementwise::rope_table(self.step.positions[row], angles, me.rope_table(table, row));
             }
             RowOp::Embed { table, scale, out } => {
                 let out = write(out);
                 me.weight(table).look_up(self.step.tokens[row] as usize, out);
                 if scale != 1.0 {
-                    float::scale(isa, out, scale);
+                    elementwise::scale(out, scale);
                 }
             }
             RowOp::RmsNorm { x, weight, eps, group, out } => {
                 let weight = me.vector(weight);
                 for (x, out) in read(x).chunks_exact(group).zip(write(out).chunks_exact_mut(group)) {
-                    float::rms_norm(isa, x, weight, eps, out);
+                    elementwise::rms_norm(isa, x, weight, eps, out);
                 }
             }
             RowOp::Rope { x, head_dim, table, out } => {
                 let style = me.lowered.ropes[table].style;
                 for head in in_place(x, out).chunks_exact_mut(head_dim) {
-                    float::rope(isa, style, head, me.rope_table(table, row));
+                    elementwise::rope(style, head, me.rope_table(table, row));
                 }
             }
             RowOp::KvStore { k, v, layer } => {
@@ -332,16 +324,16 @@ impl Run<'_> {
                     self.merge(&op, row, write(op.out));
                 }
             }
-            RowOp::Glu { gate, up, activation, out } => float::glu(isa, activation, in_place(gate, out), read(up)),
-            RowOp::Add { a, b, out } => float::add(isa, in_place(a, out), read(b)),
-            RowOp::Scale { x, factor, out } => float::scale(isa, in_place(x, out), factor),
-            RowOp::Softcap { x, cap, out } => float::softcap(isa, in_place(x, out), cap),
+            RowOp::Glu { gate, up, activation, out } => elementwise::glu(isa, activation, in_place(gate, out), read(up)),
+            RowOp::Add { a, b, out } => elementwise::add(in_place(a, out), read(b)),
+            RowOp::Scale { x, factor, out } => elementwise::scale(in_place(x, out), factor),
+            RowOp::Softcap { x, cap, out } => elementwise::softcap(in_place(x, out), cap),
             RowOp::TakeRows { x, out } => {
                 let from = self.step.outputs[row] as usize;
                 // SAFETY: `from` was checked against the step's rows; the phase writes no value of all rows.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });
             }
-            RowOp::Quantize { x } => me.quantize(read(x), row),
+            RowOp::Quantize { .. } => {}
         }
     }
 }
@@ -355,7 +347,7 @@ fn claim_size(units: usize, members: usize) -> usize {
 impl Run<'_> {
     fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claim: &AtomicUsize) {
         let me = self.me;
-        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(packed::ROWS);
+        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(PANEL);
         let total: usize = ops.iter().map(units).sum();
         let step = claim_size(total, member.count);
         loop {
@@ -384,11 +376,8 @@ impl Run<'_> {
     /// Computes `count` panels of one product, for every row of the step.
     fn panels(&self, op: &MatMulOp, first: usize, count: usize) {
         let me = self.me;
-        let rows = match op.rows {
-            Rows::Step => self.step.tokens.len(),
-            Rows::Out => self.step.outputs.len(),
-        };
-        if rows == 0 {
+        let count_rows = self.count(op.rows);
+        if count_rows == 0 {
             return;
         }
         let weight = me.weight(op.w);
@@ -396,33 +385,23 @@ impl Run<'_> {
         let bytes = weight.bytes();
         let (out, stride) = me.value(op.out);
         let bias = op.bias.map(|bias| me.vector(bias));
-        let features = first * packed::ROWS..((first + count) * packed::ROWS).min(n);
-        if weight.is_packed() {
-            let panel = packed::panel_bytes(weight.dtype(), cols).unwrap_or(0);
-            let panels = &bytes[first * panel..(first + count) * panel];
-            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
-            // quantised in an earlier phase.
-            unsafe {
-                let out = packed::Out { base: out.add(features.start), stride, features: features.len() };
-                packed::matmul(me.isa, weight.dtype(), panels, me.quantized(rows, cols), out);
-            }
-        } else {
-            let row = weight.dtype().row_bytes(cols).unwrap_or(0);
-            let w = &bytes[features.start * row..features.end * row];
-            // SAFETY: as above; the rows read were written in an earlier phase.
-            unsafe {
-                let x = std::slice::from_raw_parts(me.value(op.x).0, rows * cols);
-                let out = packed::Out { base: out.add(features.start), stride, features: features.len() };
-                float::matmul(me.isa, weight.dtype(), w, x, cols, out);
-            }
+        let features = first * PANEL..((first + count) * PANEL).min(n);
+        let row = weight.dtype().row_bytes(cols).unwrap_or(0);
+        let w = &bytes[features.start * row..features.end * row];
+        // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
+        // written in an earlier phase.
+        unsafe {
+            let x = std::slice::from_raw_parts(me.value(op.x).0, count_rows * cols);
+            let out = Out { base: out.add(features.start), stride, features: features.len() };
+            rows::matmul(me.isa, weight.dtype(), w, x, cols, out);
         }
         if let Some(bias) = bias {
-            for row in 0..rows {
+            for row in 0..count_rows {
                 // SAFETY: the features of this member alone.
                 let out = unsafe {
                     std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len())
                 };
-                float::add(me.isa, out, &bias[features.clone()]);
+                elementwise::add(out, &bias[features.clone()]);
             }
         }
     }
@@ -438,5 +417,192 @@ impl Run<'_> {
         let len = self.me.plan.shape().table_len();
         let start = self.step.tables[row] as usize * len;
         &self.step.blocks[start..(start + len).min(self.step.blocks.len())]
+    }
+}
+
+impl Run<'_> {
+    fn count(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Step => self.step.tokens.len(),
+            Rows::Out => self.step.outputs.len(),
+        }
+    }
+
+    /// The blocks of one head of a layer, as a row's sequence has them.
+    fn blocks(&self, op: &AttentionOp, head: usize, row: usize) -> Blocks<'_> {
+        let me = self.me;
+        let layer = me.plan.kv_layer(op.layer);
+        let (start, stride) = me.kv.layers[op.layer.index()];
+        let head_bytes = stride / layer.heads;
+        // SAFETY: inside the cache; see `CpuLane::bind`.
+        let base = unsafe { me.kv.base.0.add(start + head * head_bytes) };
+        Blocks { kv: me.kv.kv, head_dim: layer.head_dim, base, stride, table: self.table(row) }
+    }
+
+    /// What one query head of a row sees.
+    fn query(&self, op: &AttentionOp, head_dim: usize, row: usize, head: usize) -> Query<'_> {
+        // SAFETY: written in an earlier phase.
+        let q = unsafe { self.me.row(op.q, row) };
+        let to = self.step.positions[row] as usize + 1;
+        let from = op.window.map_or(0, |window| to.saturating_sub(window));
+        Query { q: &q[head * head_dim..(head + 1) * head_dim], from, to }
+    }
+
+    fn attention(&self, op: &AttentionOp, member: Member<'_>, claim: &AtomicUsize) {
+        let me = self.me;
+        let layer = me.plan.kv_layer(op.layer);
+        let group = op.heads / layer.heads;
+        let scores = Scores { scale: op.scale, softcap: op.softcap };
+        let scratch = me.attention_scratch(member.index);
+        let rows = self.step.tokens.len();
+        let units = if self.split { rows * layer.heads * me.scratch.chunks } else { rows.div_ceil(TILE_ROWS) * layer.heads };
+        loop {
+            let unit = claim.fetch_add(1, Ordering::Relaxed);
+            if unit >= units {
+                return;
+            }
+            if self.split {
+                let (row, rest) = (unit / (layer.heads * me.scratch.chunks), unit % (layer.heads * me.scratch.chunks));
+                self.split_unit(op, group, scores, (row, rest / me.scratch.chunks, rest % me.scratch.chunks), scratch);
+            } else {
+                let (tile, head) = (unit / layer.heads, unit % layer.heads);
+                self.tile_unit(op, group, scores, tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows), head, scratch);
+            }
+        }
+    }
+
+    /// All positions, for a few rows of one KV head.
+    fn tile_unit(&self, op: &AttentionOp, group: usize, scores: Scores, rows: std::ops::Range<usize>, kv_head: usize, scratch: &mut [f32]) {
+        let me = self.me;
+        let head_dim = me.plan.kv_layer(op.layer).head_dim;
+        for row in rows {
+            let blocks = self.blocks(op, kv_head, row);
+            for first in (0..group).step_by(kv::QUERIES) {
+                let heads = kv_head * group + first..kv_head * group + group.min(first + kv::QUERIES);
+                let mut queries = [self.query(op, head_dim, row, heads.start); kv::QUERIES];
+                for (query, head) in queries.iter_mut().zip(heads.clone()) {
+                    *query = self.query(op, head_dim, row, head);
+                }
+                // SAFETY: the cache is written in other phases only, and each head of a row's result belongs to one
+                // unit.
+                unsafe {
+                    let out = me.value(op.out).0.add(row * op.heads * head_dim);
+                    kv::attend(me.isa, &blocks, &queries[..heads.len()], scores, scratch, |at, partial| {
+                        let out = std::slice::from_raw_parts_mut(out.add((heads.start + at) * head_dim), head_dim);
+                        partial.finish(out);
+                    });
+                }
+            }
+        }
+    }
+
+    /// One chunk of positions, for one KV head of one row.
+    fn split_unit(&self, op: &AttentionOp, group: usize, scores: Scores, (row, kv_head, chunk): (usize, usize, usize), scratch: &mut [f32]) {
+        let me = self.me;
+        let head_dim = me.plan.kv_layer(op.layer).head_dim;
+        if chunk * kv::CHUNK > self.step.positions[row] as usize {
+            return;
+        }
+        let blocks = self.blocks(op, kv_head, row);
+        let floats = Partial::floats(head_dim);
+        for first in (0..group).step_by(kv::QUERIES) {
+            let heads = kv_head * group + first..kv_head * group + group.min(first + kv::QUERIES);
+            let mut queries = [self.query(op, head_dim, row, heads.start); kv::QUERIES];
+            for (query, head) in queries.iter_mut().zip(heads.clone()) {
+                *query = self.query(op, head_dim, row, head);
+            }
+            // SAFETY: the cache is written in other phases only, and each chunk of a head belongs to one unit. The
+            // partials of one group of heads and one chunk lie side by side.
+            unsafe {
+                let parts = me.partials(op, row, heads.start, chunk, heads.len() * floats);
+                kv::chunk(me.isa, &blocks, chunk, &queries[..heads.len()], scores, parts, scratch);
+            }
+        }
+    }
+
+    /// Joins the chunks of a row's heads.
+    fn merge(&self, op: &AttentionOp, row: usize, out: &mut [f32]) {
+        let me = self.me;
+        let layer = me.plan.kv_layer(op.layer);
+        let (head_dim, group) = (layer.head_dim, op.heads / layer.heads);
+        let floats = Partial::floats(head_dim);
+        let to = self.step.positions[row] as usize + 1;
+        let from = op.window.map_or(0, |window| to.saturating_sub(window));
+        let chunks = from / kv::CHUNK..to.div_ceil(kv::CHUNK);
+        // A member's own room is as good as another's: merging happens between attentions.
+        let mut joined = [0.0f32; MAX_HEAD + 2];
+        let joined = &mut joined[..floats];
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            // Heads were computed in groups; within one, partials lie side by side.
+            let first = head - head % group % kv::QUERIES;
+            Partial::within(joined).clear();
+            for chunk in chunks.clone() {
+                // SAFETY: written in the phase before.
+                let parts = unsafe { me.partials(op, row, first, chunk, (head - first + 1) * floats) };
+                let part = &mut parts[(head - first) * floats..];
+                Partial::within(joined).join(&Partial::within(part));
+            }
+            Partial::within(joined).finish(out);
+        }
+    }
+}
+
+/// Rows whose attention one member computes at a time.
+const TILE_ROWS: usize = 8;
+/// The largest head that attention is split for.
+pub(crate) const MAX_HEAD: usize = 1024;
+
+impl Interpreter {
+    #[allow(clippy::mut_from_ref)]
+    fn rope_table(&self, table: usize, row: usize) -> &mut [f32] {
+        let (offset, floats) = self.scratch.ropes[table];
+        // SAFETY: inside the scratch; a row's table is written in the first phase by the member that has the row, and
+        // read later.
+        unsafe {
+            let base = self.scratch_base.0.add(offset).cast::<f32>();
+            std::slice::from_raw_parts_mut(base.add(row * floats), floats)
+        }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn attention_scratch(&self, member: usize) -> &mut [f32] {
+        // SAFETY: inside the scratch; each member has its own.
+        unsafe {
+            let base = self.scratch_base.0.add(self.scratch.attention + member * self.scratch.attention_bytes);
+            std::slice::from_raw_parts_mut(base.cast(), self.scratch.attention_bytes / size_of::<f32>())
+        }
+    }
+
+    /// Partials of heads from `head` on, for one chunk of one row.
+    ///
+    /// # Safety
+    /// Only the caller touches them meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn partials(&self, op: &AttentionOp, row: usize, head: usize, chunk: usize, floats: usize) -> &mut [f32] {
+        let layer = self.plan.kv_layer(op.layer);
+        let one = Partial::floats(layer.head_dim);
+        let (group, chunks) = (op.heads / layer.heads, self.scratch.chunks);
+        // Row, then group of heads, then chunk, then head of the group.
+        let queries = group.min(kv::QUERIES);
+        let at = (row * op.heads + head) * chunks * one + chunk * queries.min(group - head % group) * one;
+        // SAFETY: inside the scratch (`rows * heads * chunks` partials); the caller upholds the rest.
+        unsafe {
+            let base = self.scratch_base.0.add(self.scratch.partials).cast::<f32>();
+            std::slice::from_raw_parts_mut(base.add(at), floats)
+        }
+    }
+
+    fn kv_store(&self, layer: usize, block: usize, position: usize, k: &[f32], v: &[f32]) {
+        let (start, stride) = self.kv.layers[layer];
+        let heads = self.plan.kv_layers()[layer].heads;
+        let head_dim = k.len() / heads;
+        for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
+            // SAFETY: inside the cache; `check` made sure that no two rows write one position, and attention reads in
+            // another phase.
+            unsafe {
+                let base = self.kv.base.0.add(start + block * stride + head * (stride / heads));
+                kv::write(self.kv.kv, base, position, k, v);
+            }
+        }
     }
 }

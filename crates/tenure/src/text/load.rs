@@ -21,6 +21,7 @@ use crate::text::options::{TextOptions, WeightAccess};
 use crate::text::stepper::Stepper;
 
 /// The family of language models.
+#[derive(Debug)]
 pub enum Text {}
 
 /// Everything needed to load a text model, worked out from its headers.

@@ -8,6 +8,6 @@ mod slots;
 mod stepper;
 
 pub use generation::{FinishReason, Generated, Generation, Piece};
-pub use load::{Component, Text, TextPlan};
+pub use load::{Component, Text};
 pub use options::{GenerateOptions, Message, Prompt, TextOptions, WeightAccess};
 pub use session::TextSession;
