@@ -41,6 +41,8 @@ fn main() {
     let options = TextOptions { batch: 32, ..TextOptions::default() };
     for file in ["llama-blocks.gguf", "gemma3-f32.gguf"] {
         let model = engine.load_text_with(fixture(file), &options, &LoadOptions::default()).expect("loads");
+        // The pool that loaded the weights ends its threads behind our back.
+        std::thread::sleep(Duration::from_millis(300));
         let mut session = model.session().expect("free");
         for sampler in [SamplerParams::greedy(), SamplerParams::default()] {
             let options = GenerateOptions { sampler, ignore_eos: true, ..GenerateOptions::default() };

@@ -46,7 +46,11 @@ fn the_nth_failure_of_every_kind_leaves_nothing_behind() {
                 faulty.disarm();
                 let outcome = outcome.unwrap_or_else(|_| panic!("{operation:?} {nth} panicked"));
                 let report = engine.report();
-                assert_eq!((report.allocated, report.reserved), (ByteSize::ZERO, ByteSize::ZERO), "{operation:?} {nth}");
+                assert_eq!(
+                    (report.allocated, report.reserved),
+                    (ByteSize::ZERO, ByteSize::ZERO),
+                    "{operation:?} {nth}"
+                );
                 if !struck {
                     assert_eq!(outcome.expect("the fault never struck"), golden);
                     break;
@@ -67,8 +71,7 @@ fn a_step_that_failed_can_be_repeated_in_the_same_session() {
     let faulty = Arc::new(Faulty::new(cpu()));
     let engine = Engine::on(Device::new(faulty.clone(), ByteSize::new(1 << 30)));
     let options = TextOptions { batch: 16, ..TextOptions::default() };
-    let model =
-        engine.load_text_with(fixture("llama-blocks.gguf"), &options, &LoadOptions::default()).expect("loads");
+    let model = engine.load_text_with(fixture("llama-blocks.gguf"), &options, &LoadOptions::default()).expect("loads");
     let mut session = model.session().expect("free");
     let golden = session.evaluate(&PROMPT, &soon()).expect("evaluates").to_vec();
     for operation in [Operation::Run, Operation::RunLate, Operation::Read] {

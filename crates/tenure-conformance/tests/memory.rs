@@ -19,11 +19,12 @@ fn planned_bytes_are_allocated_bytes() {
     for (name, golden) in goldens().expect("fixtures") {
         let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
-            for (access, sequences, batch, context) in
-                [(WeightAccess::Mapped, 1, 64, 128), (WeightAccess::Staged, 3, 5, 33), (WeightAccess::Mapped, 2, 512, 1)]
-            {
-                let options =
-                    TextOptions { context: Some(context), sequences, kv, batch, logit_rows: 4, access };
+            for (access, sequences, batch, context) in [
+                (WeightAccess::Mapped, 1, 64, 128),
+                (WeightAccess::Staged, 3, 5, 33),
+                (WeightAccess::Mapped, 2, 512, 1),
+            ] {
+                let options = TextOptions { context: Some(context), sequences, kv, batch, logit_rows: 4, access };
                 let plan = match engine.plan::<Text>(&store, &options) {
                     Ok(plan) => plan,
                     Err(error) => {

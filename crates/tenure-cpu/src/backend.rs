@@ -1,13 +1,13 @@
 //! The backend: memory, layouts and lanes of the host's processor.
 
-
 use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, WeightLayout};
 use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
-use crate::lane::{CpuLane, STAGING};
+use crate::lane::CpuLane;
 use crate::layout::{self, Scratch};
 use crate::lower::lower;
+use crate::raw::load::STAGING;
 use crate::raw::memory;
 use crate::simd::{Isa, kv};
 
@@ -92,7 +92,7 @@ unsafe impl Backend for Cpu {
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {
-        let lowered = lower(plan, &|_| false);
+        let lowered = lower(plan, &|w| layout::is_panels(plan, w));
         ByteSize::of(Scratch::new(plan, &lowered, self.threads).bytes)
     }
 

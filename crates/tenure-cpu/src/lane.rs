@@ -4,32 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
-use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, LoadItem, Memory, Stop, WeightPlace};
+use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, WeightPlace};
 use tenure_graph::Plan;
-use tenure_tensor::{ByteSize, codec};
+use tenure_tensor::ByteSize;
 
-use crate::layout::{Layout, PANEL, Scratch};
+use crate::layout::{Layout, Scratch, is_panels};
 use crate::lower::lower;
 use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
+use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
 use crate::rope::RopeAngles;
 use crate::simd::{Isa, kv};
 
-/// Bytes of a file that a loading thread holds at a time.
-pub(crate) const STAGING: ByteSize = ByteSize::new(1 << 20);
-
 pub(crate) struct CpuLane {
     team: Arc<Team>,
     isa: Isa,
-}
-
-/// A run of rows of one weight, small enough for one thread's staging.
-struct Chunk {
-    item: usize,
-    layout: Layout,
-    first_row: usize,
-    rows: usize,
 }
 
 impl CpuLane {
@@ -64,7 +54,7 @@ impl Lane for CpuLane {
     }
 
     fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
-        let lowered = lower(&plan, &|_| false);
+        let lowered = lower(&plan, &|w| is_panels(&plan, w));
         let scratch = Scratch::new(&plan, &lowered, self.team.count());
         let enough = |what, got: ByteSize, need: ByteSize| {
             if got < need { Err(DeviceError::WrongMemory { what, got, need }) } else { Ok(()) }
@@ -124,49 +114,4 @@ impl Lane for CpuLane {
             _held: held,
         }))
     }
-}
-
-/// Divides a weight into chunks of whole panels that fit the staging, at least one panel each.
-fn divide(item: usize, load: &LoadItem<'_>, layout: Layout, chunks: &mut Vec<Chunk>) {
-    let (rows, cols) = (load.weight.rows(), load.weight.cols());
-    let row = load.weight.spec.dtype.row_bytes(cols).unwrap_or(0).max(1);
-    let step = (STAGING.get() as usize / row).max(1).next_multiple_of(PANEL);
-    for first_row in (0..rows).step_by(step) {
-        chunks.push(Chunk { item, layout, first_row, rows: step.min(rows - first_row) });
-    }
-}
-
-fn bring_in(load: &Load<'_>, segment: &SegmentBytes<'_>, chunk: &Chunk, staging: &mut Vec<u8>) -> Result<(), LoadError> {
-    let LoadItem { weight, offset, .. } = load.items[chunk.item];
-    let (dtype, cols) = (weight.spec.dtype, weight.cols());
-    let row = dtype.row_bytes(cols).unwrap_or(0);
-    let (from, len) = (chunk.first_row * row, chunk.rows * row);
-    let read = |into: &mut [u8]| {
-        (load.read)(chunk.item, from as u64, into)
-            .map_err(|error| LoadError::Source { name: weight.spec.name.clone(), error })
-    };
-    let offset = offset as usize;
-    // SAFETY (all three): chunks of one weight and places of different weights are disjoint, so nobody else touches
-    // these bytes while the load runs; the caller compared the weight's end with the lease.
-    match chunk.layout {
-        Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
-        Layout::Vector => {
-            room(staging, len)?;
-            read(staging)?;
-            let bytes = unsafe { segment.range(offset, cols * size_of::<f32>()) };
-            if let Ok(floats) = bytemuck::try_cast_slice_mut(bytes) {
-                // The type was accepted when the plan was made.
-                let _: Result<(), codec::CodecError> = codec::dequantize(dtype, staging, floats);
-            }
-        }
-    }
-    (load.progress)(ByteSize::of(len));
-    Ok(())
-}
-
-fn room(staging: &mut Vec<u8>, len: usize) -> Result<(), DeviceError> {
-    staging.clear();
-    staging.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked: ByteSize::of(len) })?;
-    staging.resize(len, 0);
-    Ok(())
 }

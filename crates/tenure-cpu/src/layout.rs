@@ -1,20 +1,19 @@
 //! How weights, KV blocks and scratch lie in this backend's memory.
 
 use tenure_device::WeightLayout;
-use tenure_graph::{Plan, WeightUse};
+use tenure_graph::{Plan, WeightId, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
-use crate::simd::kv;
-
-/// Rows of a panel, and features that a member of the team computes at a time.
-pub(crate) const PANEL: usize = 16;
+use crate::simd::{kv, panels};
 
 /// How a weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// As the file has it.
     Raw,
+    /// Panels of 16 rows, repacked at load.
+    Panels,
     /// 32-bit floats, converted at load.
     Vector,
 }
@@ -24,6 +23,8 @@ impl Layout {
     pub(crate) fn of(weight: &WeightUse) -> Layout {
         if weight.is_vector() {
             Layout::Vector
+        } else if weight.as_matrix && panels::panel_bytes(weight.spec.dtype, weight.cols()).is_some() {
+            Layout::Panels
         } else {
             Layout::Raw
         }
@@ -33,9 +34,18 @@ impl Layout {
     pub(crate) fn bytes(self, weight: &WeightUse) -> ByteSize {
         match self {
             Layout::Raw => weight.spec.bytes().unwrap_or(ByteSize::new(u64::MAX)),
+            Layout::Panels => {
+                let panel = panels::panel_bytes(weight.spec.dtype, weight.cols()).unwrap_or(0);
+                ByteSize::of(panel).times(weight.rows().div_ceil(panels::ROWS) as u64)
+            }
             Layout::Vector => ByteSize::of(weight.cols()).times(size_of::<f32>() as u64),
         }
     }
+}
+
+/// Whether products with a weight of the plan take quantised rows.
+pub(crate) fn is_panels(plan: &Plan, weight: WeightId) -> bool {
+    Layout::of(plan.weight(weight)) == Layout::Panels
 }
 
 /// What [`tenure_device::Backend::weight_layout`] says.
@@ -54,6 +64,8 @@ const SPLIT_ROWS: usize = 4;
 pub(crate) struct Scratch {
     /// Cosines and sines: for each rope its offset and the floats of one row.
     pub(crate) ropes: Vec<(usize, usize)>,
+    /// Quantised rows.
+    pub(crate) quantized: usize,
     /// Each member's own room for attention.
     pub(crate) attention: usize,
     /// Bytes of one member's room.
@@ -78,11 +90,12 @@ impl Scratch {
             end = at.saturating_add(bytes).next_multiple_of(64);
             at
         };
-        let ropes = lowered
-            .ropes
-            .iter()
-            .map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims))
-            .collect();
+        let ropes =
+            lowered.ropes.iter().map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims)).collect();
+        let quantized = match lowered.quantized_cols {
+            0 => 0,
+            cols => take(panels::act_bytes(lowered.quantized_rows, cols)),
+        };
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(kv::CHUNK);
@@ -97,6 +110,6 @@ impl Scratch {
         let attention_bytes = attention_bytes.next_multiple_of(64);
         let attention = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch { ropes, attention, attention_bytes, partials, chunks, split_rows, bytes: end }
+        Scratch { ropes, quantized, attention, attention_bytes, partials, chunks, split_rows, bytes: end }
     }
 }

@@ -26,20 +26,65 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone)]
 pub(crate) enum RowOp {
     /// Cosines and sines of the row's position, for one kind of rope.
-    RopeTable { table: usize },
-    Embed { table: WeightId, scale: f32, out: Val },
-    RmsNorm { x: Val, weight: WeightId, eps: f32, group: usize, out: Val },
-    Rope { x: Val, head_dim: usize, table: usize, out: Val },
-    KvStore { k: Val, v: Val, layer: KvLayerId },
+    RopeTable {
+        table: usize,
+    },
+    Embed {
+        table: WeightId,
+        scale: f32,
+        out: Val,
+    },
+    RmsNorm {
+        x: Val,
+        weight: WeightId,
+        eps: f32,
+        group: usize,
+        out: Val,
+    },
+    Rope {
+        x: Val,
+        head_dim: usize,
+        table: usize,
+        out: Val,
+    },
+    KvStore {
+        k: Val,
+        v: Val,
+        layer: KvLayerId,
+    },
     /// Joins the partial results of a split attention.
-    MergeAttention { op: AttentionOp },
-    Glu { gate: Val, up: Val, activation: Activation, out: Val },
-    Add { a: Val, b: Val, out: Val },
-    Scale { x: Val, factor: f32, out: Val },
-    Softcap { x: Val, cap: f32, out: Val },
-    TakeRows { x: Val, out: Val },
+    MergeAttention {
+        op: AttentionOp,
+    },
+    Glu {
+        gate: Val,
+        up: Val,
+        activation: Activation,
+        out: Val,
+    },
+    Add {
+        a: Val,
+        b: Val,
+        out: Val,
+    },
+    Scale {
+        x: Val,
+        factor: f32,
+        out: Val,
+    },
+    Softcap {
+        x: Val,
+        cap: f32,
+        out: Val,
+    },
+    TakeRows {
+        x: Val,
+        out: Val,
+    },
     /// Quantises a row for the products that follow.
-    Quantize { x: Val },
+    Quantize {
+        x: Val,
+    },
 }
 
 #[derive(Debug, Clone)]

@@ -24,8 +24,8 @@ mod program;
 mod segment;
 
 pub use backend::{
-    AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn, RunError,
-    SourceError, StepInputs, WeightLayout, WeightPlace,
+    AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn,
+    RunError, SourceError, StepInputs, WeightLayout, WeightPlace,
 };
 pub use deadline::{Cancel, Deadline, Stop, Stopped};
 pub use device::{CarveError, Device, Footprint, Reservation};

@@ -118,10 +118,7 @@ fn faults_of_a_recording_are_typed_and_name_the_tensor() {
         refused(|g| g.rms_norm(embd(g), g.vector("norm_q", 64), 1e-6)),
         PlanError::WrongDtype { name: "norm_q".into(), got: DType::Q8_0 }
     );
-    assert!(matches!(
-        refused(|g| g.add(embd(g), g.take_rows(embd(g)))),
-        PlanError::ShapeMismatch { op: "add", .. }
-    ));
+    assert!(matches!(refused(|g| g.add(embd(g), g.take_rows(embd(g)))), PlanError::ShapeMismatch { op: "add", .. }));
     assert!(matches!(
         refused(|g| g.rms_norm(embd(g), g.vector("norm", 64), f32::NAN)),
         PlanError::BadParameter { op: "rms_norm", .. }

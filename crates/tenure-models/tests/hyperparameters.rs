@@ -277,7 +277,13 @@ fn m12_types_of_weights() {
 fn m14_extra_tensors_are_no_matter() {
     let mut model = Model::new();
     for i in 0..20_000 {
-        model = Model { tensors: { model.tensors.push((format!("extra.{i}"), DType::F32, Shape::from([1]))); model.tensors }, ..model };
+        model = Model {
+            tensors: {
+                model.tensors.push((format!("extra.{i}"), DType::F32, Shape::from([1])));
+                model.tensors
+            },
+            ..model
+        };
     }
     let begun = std::time::Instant::now();
     model.open().expect("sound");

@@ -146,7 +146,8 @@ impl Engine {
     ) -> Result<ModelHandle<Text>, Error> {
         let store = Arc::new(WeightStore::open(path.as_ref())?);
         let plan = self.plan::<Text>(&store, options)?;
-        let reservation = self.reserve(&plan, &Stop { deadline: Deadline::after(PATIENCE), cancel: load.cancel.clone() })?;
+        let reservation =
+            self.reserve(&plan, &Stop { deadline: Deadline::after(PATIENCE), cancel: load.cancel.clone() })?;
         self.load(plan, reservation, load)
     }
 }

@@ -92,8 +92,12 @@ impl Error {
     /// What a program can react to.
     pub fn kind(&self) -> ErrorKind {
         match &*self.0 {
-            Cause::Weights(error) if matches!(error.kind(), FileError::Io { .. } | FileError::NotAFile { .. }) => ErrorKind::Io,
-            Cause::Weights(_) | Cause::Plan(_) | Cause::Tokenizer { .. } | Cause::Template { .. } => ErrorKind::InvalidFile,
+            Cause::Weights(error) if matches!(error.kind(), FileError::Io { .. } | FileError::NotAFile { .. }) => {
+                ErrorKind::Io
+            }
+            Cause::Weights(_) | Cause::Plan(_) | Cause::Tokenizer { .. } | Cause::Template { .. } => {
+                ErrorKind::InvalidFile
+            }
             Cause::Model { error, .. } => match error {
                 ModelError::UnsupportedArchitecture { .. }
                 | ModelError::UnsupportedFeature { .. }

@@ -18,8 +18,7 @@ use crate::raw::team::{Broken, Member, Team};
 use crate::rope::RopeAngles;
 use crate::simd::kv::{self, Blocks, Partial, Query, Scores};
 use crate::simd::rows::Out;
-use crate::simd::{Isa, elementwise, rows};
-use crate::layout::PANEL;
+use crate::simd::{Isa, elementwise, panels, rows};
 
 /// A plan bound to memory.
 pub(crate) struct Interpreter {
@@ -96,9 +95,7 @@ impl Exec for Interpreter {
         });
         let stopped = run.halt_after.load(Ordering::Relaxed) != usize::MAX;
         match halted {
-            Err(Broken) => {
-                Err(RunError::Failed { device: "cpu".to_owned(), why: "a kernel panicked".to_owned() })
-            }
+            Err(Broken) => Err(RunError::Failed { device: "cpu".to_owned(), why: "a kernel panicked".to_owned() }),
             // The flag was set because the stop was due, so the check fails; if the clock disagrees, it was due anyway.
             Ok(()) if stopped => Err(stop.check().err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
             Ok(()) => Ok(()),
@@ -232,10 +229,21 @@ impl Weight {
         }
     }
 
+    fn is_panels(&self) -> bool {
+        match self {
+            Weight::Resident { layout, .. } => *layout == Layout::Panels,
+            Weight::Mapped { .. } => false,
+        }
+    }
+
     /// Copies one row as f32.
     fn look_up(&self, row: usize, out: &mut [f32]) {
         let (dtype, cols) = (self.dtype(), self.cols());
-        if let Some(stride) = dtype.row_bytes(cols) {
+        if self.is_panels() {
+            let panel = panels::panel_bytes(dtype, cols).unwrap_or(0);
+            let at = row / panels::ROWS * panel;
+            panels::dequantize_row(dtype, &self.bytes()[at..at + panel], row % panels::ROWS, out);
+        } else if let Some(stride) = dtype.row_bytes(cols) {
             let bytes = &self.bytes()[row * stride..(row + 1) * stride];
             // The type was accepted when the plan was made.
             let _: Result<(), codec::CodecError> = codec::dequantize(dtype, bytes, out);
@@ -324,7 +332,9 @@ impl Run<'_> {
                     self.merge(&op, row, write(op.out));
                 }
             }
-            RowOp::Glu { gate, up, activation, out } => elementwise::glu(isa, activation, in_place(gate, out), read(up)),
+            RowOp::Glu { gate, up, activation, out } => {
+                elementwise::glu(isa, activation, in_place(gate, out), read(up))
+            }
             RowOp::Add { a, b, out } => elementwise::add(in_place(a, out), read(b)),
             RowOp::Scale { x, factor, out } => elementwise::scale(in_place(x, out), factor),
             RowOp::Softcap { x, cap, out } => elementwise::softcap(in_place(x, out), cap),
@@ -333,7 +343,11 @@ impl Run<'_> {
                 // SAFETY: `from` was checked against the step's rows; the phase writes no value of all rows.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });
             }
-            RowOp::Quantize { .. } => {}
+            RowOp::Quantize { x } => {
+                let x = read(x);
+                // SAFETY: a row of the quantised rows, which this member has.
+                panels::quantize(isa, x, unsafe { me.quantized(row, 1, x.len()) });
+            }
         }
     }
 }
@@ -347,7 +361,7 @@ fn claim_size(units: usize, members: usize) -> usize {
 impl Run<'_> {
     fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claim: &AtomicUsize) {
         let me = self.me;
-        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(PANEL);
+        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(panels::ROWS);
         let total: usize = ops.iter().map(units).sum();
         let step = claim_size(total, member.count);
         loop {
@@ -385,22 +399,32 @@ impl Run<'_> {
         let bytes = weight.bytes();
         let (out, stride) = me.value(op.out);
         let bias = op.bias.map(|bias| me.vector(bias));
-        let features = first * PANEL..((first + count) * PANEL).min(n);
-        let row = weight.dtype().row_bytes(cols).unwrap_or(0);
-        let w = &bytes[features.start * row..features.end * row];
-        // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
-        // written in an earlier phase.
-        unsafe {
-            let x = std::slice::from_raw_parts(me.value(op.x).0, count_rows * cols);
-            let out = Out { base: out.add(features.start), stride, features: features.len() };
-            rows::matmul(me.isa, weight.dtype(), w, x, cols, out);
+        let features = first * panels::ROWS..((first + count) * panels::ROWS).min(n);
+        if weight.is_panels() {
+            let panel = panels::panel_bytes(weight.dtype(), cols).unwrap_or(0);
+            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
+            // quantised in an earlier phase.
+            unsafe {
+                let acts = me.quantized(0, count_rows, cols);
+                let out = Out { base: out.add(features.start), stride, features: features.len() };
+                panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
+            }
+        } else {
+            let row = weight.dtype().row_bytes(cols).unwrap_or(0);
+            let w = &bytes[features.start * row..features.end * row];
+            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
+            // written in an earlier phase.
+            unsafe {
+                let x = std::slice::from_raw_parts(me.value(op.x).0, count_rows * cols);
+                let out = Out { base: out.add(features.start), stride, features: features.len() };
+                rows::matmul(me.isa, weight.dtype(), w, x, cols, out);
+            }
         }
         if let Some(bias) = bias {
             for row in 0..count_rows {
                 // SAFETY: the features of this member alone.
-                let out = unsafe {
-                    std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len())
-                };
+                let out =
+                    unsafe { std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len()) };
                 elementwise::add(out, &bias[features.clone()]);
             }
         }
@@ -455,7 +479,8 @@ impl Run<'_> {
         let scores = Scores { scale: op.scale, softcap: op.softcap };
         let scratch = me.attention_scratch(member.index);
         let rows = self.step.tokens.len();
-        let units = if self.split { rows * layer.heads * me.scratch.chunks } else { rows.div_ceil(TILE_ROWS) * layer.heads };
+        let units =
+            if self.split { rows * layer.heads * me.scratch.chunks } else { rows.div_ceil(TILE_ROWS) * layer.heads };
         loop {
             let unit = claim.fetch_add(1, Ordering::Relaxed);
             if unit >= units {
@@ -472,7 +497,15 @@ impl Run<'_> {
     }
 
     /// All positions, for a few rows of one KV head.
-    fn tile_unit(&self, op: &AttentionOp, group: usize, scores: Scores, rows: std::ops::Range<usize>, kv_head: usize, scratch: &mut [f32]) {
+    fn tile_unit(
+        &self,
+        op: &AttentionOp,
+        group: usize,
+        scores: Scores,
+        rows: std::ops::Range<usize>,
+        kv_head: usize,
+        scratch: &mut [f32],
+    ) {
         let me = self.me;
         let head_dim = me.plan.kv_layer(op.layer).head_dim;
         for row in rows {
@@ -497,7 +530,14 @@ impl Run<'_> {
     }
 
     /// One chunk of positions, for one KV head of one row.
-    fn split_unit(&self, op: &AttentionOp, group: usize, scores: Scores, (row, kv_head, chunk): (usize, usize, usize), scratch: &mut [f32]) {
+    fn split_unit(
+        &self,
+        op: &AttentionOp,
+        group: usize,
+        scores: Scores,
+        (row, kv_head, chunk): (usize, usize, usize),
+        scratch: &mut [f32],
+    ) {
         let me = self.me;
         let head_dim = me.plan.kv_layer(op.layer).head_dim;
         if chunk * kv::CHUNK > self.step.positions[row] as usize {
@@ -561,6 +601,20 @@ impl Interpreter {
         unsafe {
             let base = self.scratch_base.0.add(offset).cast::<f32>();
             std::slice::from_raw_parts_mut(base.add(row * floats), floats)
+        }
+    }
+
+    /// Quantised rows of `cols` columns.
+    ///
+    /// # Safety
+    /// Nobody writes them meanwhile, and who writes them is alone.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn quantized(&self, row: usize, rows: usize, cols: usize) -> &mut [panels::Act] {
+        let per_row = cols / panels::BLOCK;
+        // SAFETY: inside the scratch, which has room for the widest quantised rows; the caller upholds the rest.
+        unsafe {
+            let base = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
+            std::slice::from_raw_parts_mut(base.add(row * per_row), rows * per_row)
         }
     }
 

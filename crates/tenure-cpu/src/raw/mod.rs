@@ -1,6 +1,7 @@
 //! Host memory and threads: what safe Rust cannot express about them.
 
 pub(crate) mod interpreter;
+pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod segment;
 pub(crate) mod team;

@@ -191,7 +191,15 @@ pub const fn scratch_floats(head_dim: usize) -> usize {
 ///
 /// # Safety
 /// The blocks are valid for reads, and nobody writes them meanwhile.
-pub unsafe fn chunk(isa: Isa, blocks: &Blocks<'_>, index: usize, queries: &[Query<'_>], scores: Scores, partials: &mut [f32], scratch: &mut [f32]) {
+pub unsafe fn chunk(
+    isa: Isa,
+    blocks: &Blocks<'_>,
+    index: usize,
+    queries: &[Query<'_>],
+    scores: Scores,
+    partials: &mut [f32],
+    scratch: &mut [f32],
+) {
     assert!(queries.len() <= QUERIES && scratch.len() >= scratch_floats(blocks.head_dim));
     assert!(partials.len() == queries.len() * Partial::floats(blocks.head_dim));
     for_isa!(isa, chunk_body(isa: Isa, blocks: &Blocks<'_>, index: usize, queries: &[Query<'_>], scores: Scores, partials: &mut [f32], scratch: &mut [f32]));
@@ -201,7 +209,14 @@ pub unsafe fn chunk(isa: Isa, blocks: &Blocks<'_>, index: usize, queries: &[Quer
 ///
 /// # Safety
 /// As for [`chunk`].
-pub unsafe fn attend(isa: Isa, blocks: &Blocks<'_>, queries: &[Query<'_>], scores: Scores, scratch: &mut [f32], mut out: impl FnMut(usize, &Partial<'_>)) {
+pub unsafe fn attend(
+    isa: Isa,
+    blocks: &Blocks<'_>,
+    queries: &[Query<'_>],
+    scores: Scores,
+    scratch: &mut [f32],
+    mut out: impl FnMut(usize, &Partial<'_>),
+) {
     let floats = Partial::floats(blocks.head_dim);
     let (scratch, both) = scratch.split_at_mut(scratch_floats(blocks.head_dim));
     let (joined, parts) = both[..2 * queries.len() * floats].split_at_mut(queries.len() * floats);
@@ -221,7 +236,15 @@ pub unsafe fn attend(isa: Isa, blocks: &Blocks<'_>, queries: &[Query<'_>], score
 }
 
 #[inline(always)]
-fn chunk_body<const FMA: bool>(isa: Isa, blocks: &Blocks<'_>, index: usize, queries: &[Query<'_>], scores: Scores, partials: &mut [f32], scratch: &mut [f32]) {
+fn chunk_body<const FMA: bool>(
+    isa: Isa,
+    blocks: &Blocks<'_>,
+    index: usize,
+    queries: &[Query<'_>],
+    scores: Scores,
+    partials: &mut [f32],
+    scratch: &mut [f32],
+) {
     let dim = blocks.head_dim;
     let start = index * CHUNK;
     let (rows, scratch) = scratch.split_at_mut(QUERIES * CHUNK);
@@ -246,7 +269,9 @@ fn chunk_body<const FMA: bool>(isa: Isa, blocks: &Blocks<'_>, index: usize, quer
         }
     }
     let floats = Partial::floats(dim);
-    for ((query, row), partial) in queries.iter().zip(rows.chunks_exact_mut(CHUNK)).zip(partials.chunks_exact_mut(floats)) {
+    for ((query, row), partial) in
+        queries.iter().zip(rows.chunks_exact_mut(CHUNK)).zip(partials.chunks_exact_mut(floats))
+    {
         let mut partial = Partial::within(partial);
         partial.clear();
         let range = seen(query);
@@ -272,7 +297,9 @@ fn chunk_body<const FMA: bool>(isa: Isa, blocks: &Blocks<'_>, index: usize, quer
     for at in from / KV_BLOCK..to.div_ceil(KV_BLOCK) {
         // SAFETY: the values are the block's second half.
         unsafe { widen_values(blocks.kv, block(at).add(half), dim, tile) };
-        for ((query, row), partial) in queries.iter().zip(rows.chunks_exact(CHUNK)).zip(partials.chunks_exact_mut(floats)) {
+        for ((query, row), partial) in
+            queries.iter().zip(rows.chunks_exact(CHUNK)).zip(partials.chunks_exact_mut(floats))
+        {
             let range = seen(query);
             let first = range.start.max(at * KV_BLOCK);
             let last = range.end.min((at + 1) * KV_BLOCK);

@@ -4,6 +4,7 @@ pub mod bounds;
 pub mod elementwise;
 mod isa;
 pub mod kv;
+pub mod panels;
 pub mod rows;
 
 pub use isa::Isa;

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tenure_device::{Cancel, Deadline, Stop};
-use tenure_sampling::{DEFAULT_DRY_BREAKERS, Sampler, StopMatcher, TokenLogprob, breaker_sequences, logprob, top_logprobs};
+use tenure_sampling::{
+    DEFAULT_DRY_BREAKERS, Sampler, StopMatcher, TokenLogprob, breaker_sequences, logprob, top_logprobs,
+};
 use tenure_tokenizer::EncodeOptions;
 
 use crate::error::Error;

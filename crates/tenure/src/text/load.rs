@@ -330,8 +330,7 @@ fn open_text(store: &WeightStore) -> Result<TextSide, Error> {
     let path = path_of(store);
     let meta = store.metadata().ok_or(tenure_models::ModelError::NoMetadata);
     let meta = meta.map_err(|error| Cause::Model { path: path.to_owned(), error })?;
-    let tokenizer =
-        Tokenizer::from_gguf(meta).map_err(|error| Cause::Tokenizer { path: path.to_owned(), error })?;
+    let tokenizer = Tokenizer::from_gguf(meta).map_err(|error| Cause::Tokenizer { path: path.to_owned(), error })?;
     Ok((tokenizer, meta.opt_str("tokenizer.chat_template")?.map(ChatTemplate::new)))
 }
 

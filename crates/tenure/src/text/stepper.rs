@@ -4,8 +4,8 @@
 //! them in the queue; the first that finds nobody running takes everything that waits into one step, runs it, and
 //! hands out the results. There is no scheduler thread.
 
-use std::time::Duration;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tenure_device::{Cancel, Deadline, Program, RunError, StepInputs, Stop};
 use tenure_graph::OutputId;

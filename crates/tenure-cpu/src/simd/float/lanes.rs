@@ -13,8 +13,6 @@ use crate::simd::float::lanes_x86::{Avx2, Avx512};
 pub(crate) trait Lanes: Copy {
     /// How many floats.
     const N: usize;
-    /// Vectors of accumulators a kernel may keep in registers.
-    const ACCUMULATORS: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -167,7 +165,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Result {
     }
 }
 
-/// Like [`dispatch`], for sizes that are a multiple of 8 but not of 16, or of nothing.
+/// Like [`dispatch`], for rows whose length is a multiple of `lanes` (16, 8 or anything) and is not to be padded.
 #[inline]
 pub(crate) fn dispatch_narrow<K: Kernel>(isa: Isa, lanes: usize, kernel: K) -> K::Result {
     match (isa, lanes) {

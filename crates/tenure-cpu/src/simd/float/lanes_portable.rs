@@ -33,7 +33,7 @@ impl<const N: usize> Plain<N> {
 
 /// The float with these 16 bits.
 #[inline(always)]
-fn from_f16(bits: u16) -> f32 {
+pub(crate) fn from_f16(bits: u16) -> f32 {
     // As an f32 the shifted magnitude is 2^112 too small, subnormals too; the product is exact.
     let magnitude = u32::from(bits & 0x7fff);
     let finite = (f32::from_bits(magnitude << 13) * f32::from_bits(0x7780_0000)).to_bits();
@@ -44,7 +44,6 @@ fn from_f16(bits: u16) -> f32 {
 // SAFETY of all blocks below: the callers of the trait vouch for the pointers.
 impl<const N: usize> Lanes for Plain<N> {
     const N: usize = N;
-    const ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

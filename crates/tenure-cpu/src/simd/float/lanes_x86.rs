@@ -14,6 +14,13 @@ pub(crate) struct Avx512(__m512);
 
 /// One method: its body needs the instruction set, for which the caller vouches.
 macro_rules! lanes_method {
+    ($name:ident($self:ident $(, $arg:ident: $type:ty)*) -> $result:ty = $body:expr) => {
+        #[inline(always)]
+        unsafe fn $name($self $(, $arg: $type)*) -> $result {
+            // SAFETY: the trait's contract: the instruction set is there.
+            unsafe { $body }
+        }
+    };
     ($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr) => {
         #[inline(always)]
         unsafe fn $name($($arg: $type),*) -> $result {
@@ -25,7 +32,6 @@ macro_rules! lanes_method {
 
 impl Lanes for Avx2 {
     const N: usize = 8;
-    const ACCUMULATORS: usize = 12;
 
     lanes_method!(splat(x: f32) -> Self = Avx2(_mm256_set1_ps(x)));
     lanes_method!(load(p: *const f32) -> Self = Avx2(_mm256_loadu_ps(p)));
@@ -42,96 +48,40 @@ impl Lanes for Avx2 {
         // SAFETY: the trait's contract.
         unsafe { _mm256_storeu_ps(p, self.0) }
     }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_add_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_sub_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_mul_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_div_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn fma(self, factor: Self, term: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_fmadd_ps(self.0, factor.0, term.0)) }
-    }
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_max_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn min(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_min_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, n: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe {
-            // In two steps, for the whole power may lie outside the normal range. A NaN's integer is of no account.
-            let n = _mm256_cvtps_epi32(n.0);
-            let half = _mm256_srai_epi32::<1>(n);
-            let rest = _mm256_sub_epi32(n, half);
-            let bias = _mm256_set1_epi32(127);
-            let first = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
-            let second = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias)));
-            Avx2(_mm256_mul_ps(_mm256_mul_ps(self.0, first), second))
-        }
-    }
-    #[inline(always)]
-    unsafe fn abs(self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn copysign(self, sign: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let bit = _mm256_set1_ps(-0.0);
-            Avx2(_mm256_or_ps(_mm256_andnot_ps(bit, self.0), _mm256_and_ps(bit, sign.0)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn if_negative(self, yes: Self, no: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx2(_mm256_blendv_ps(no.0, yes.0, self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
+    lanes_method!(add(self, other: Self) -> Self = Avx2(_mm256_add_ps(self.0, other.0)));
+    lanes_method!(sub(self, other: Self) -> Self = Avx2(_mm256_sub_ps(self.0, other.0)));
+    lanes_method!(mul(self, other: Self) -> Self = Avx2(_mm256_mul_ps(self.0, other.0)));
+    lanes_method!(div(self, other: Self) -> Self = Avx2(_mm256_div_ps(self.0, other.0)));
+    lanes_method!(fma(self, factor: Self, term: Self) -> Self = Avx2(_mm256_fmadd_ps(self.0, factor.0, term.0)));
+    lanes_method!(max(self, other: Self) -> Self = Avx2(_mm256_max_ps(self.0, other.0)));
+    lanes_method!(min(self, other: Self) -> Self = Avx2(_mm256_min_ps(self.0, other.0)));
+    lanes_method!(round(self) -> Self = Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)));
+    lanes_method!(scale2(self, n: Self) -> Self = {
+        // In two steps, for the whole power may lie outside the normal range. A NaN's integer is of no account.
+        let n = _mm256_cvtps_epi32(n.0);
+        let half = _mm256_srai_epi32::<1>(n);
+        let rest = _mm256_sub_epi32(n, half);
+        let bias = _mm256_set1_epi32(127);
+        let first = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
+        let second = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias)));
+        Avx2(_mm256_mul_ps(_mm256_mul_ps(self.0, first), second))
+    });
+    lanes_method!(abs(self) -> Self = Avx2(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)));
+    lanes_method!(copysign(self, sign: Self) -> Self = {
+        let bit = _mm256_set1_ps(-0.0);
+        Avx2(_mm256_or_ps(_mm256_andnot_ps(bit, self.0), _mm256_and_ps(bit, sign.0)))
+    });
+    lanes_method!(if_negative(self, yes: Self, no: Self) -> Self = Avx2(_mm256_blendv_ps(no.0, yes.0, self.0)));
+    lanes_method!(sum(self) -> f32 = {
+        let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    });
+    lanes_method!(largest(self) -> f32 = {
+        let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+    });
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a prefetch never faults.
@@ -141,7 +91,6 @@ impl Lanes for Avx2 {
 
 impl Lanes for Avx512 {
     const N: usize = 16;
-    const ACCUMULATORS: usize = 24;
 
     lanes_method!(splat(x: f32) -> Self = Avx512(_mm512_set1_ps(x)));
     lanes_method!(load(p: *const f32) -> Self = Avx512(_mm512_loadu_ps(p)));
@@ -158,88 +107,32 @@ impl Lanes for Avx512 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_storeu_ps(p, self.0) }
     }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_sub_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_mul_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn div(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_div_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn fma(self, factor: Self, term: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_fmadd_ps(self.0, factor.0, term.0)) }
-    }
-    #[inline(always)]
-    unsafe fn max(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn min(self, other: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_min_ps(self.0, other.0)) }
-    }
-    #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, n: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_scalef_ps(self.0, n.0)) }
-    }
-    #[inline(always)]
-    unsafe fn abs(self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe { Avx512(_mm512_abs_ps(self.0)) }
-    }
-    #[inline(always)]
-    unsafe fn copysign(self, sign: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let bit = _mm512_set1_ps(-0.0);
-            Avx512(_mm512_or_ps(_mm512_andnot_ps(bit, self.0), _mm512_and_ps(bit, sign.0)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn if_negative(self, yes: Self, no: Self) -> Self {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let negative = _mm512_movepi32_mask(_mm512_castps_si512(self.0));
-            Avx512(_mm512_mask_blend_ps(negative, no.0, yes.0))
-        }
-    }
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        // SAFETY: the trait's contract; the type's instruction set includes AVX2.
-        unsafe {
-            let high = _mm512_extractf32x8_ps::<1>(self.0);
-            Avx2(_mm256_add_ps(_mm512_castps512_ps256(self.0), high)).sum()
-        }
-    }
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        // SAFETY: the trait's contract; the type's instruction set includes AVX2.
-        unsafe {
-            let high = _mm512_extractf32x8_ps::<1>(self.0);
-            Avx2(_mm256_max_ps(_mm512_castps512_ps256(self.0), high)).largest()
-        }
-    }
+    lanes_method!(add(self, other: Self) -> Self = Avx512(_mm512_add_ps(self.0, other.0)));
+    lanes_method!(sub(self, other: Self) -> Self = Avx512(_mm512_sub_ps(self.0, other.0)));
+    lanes_method!(mul(self, other: Self) -> Self = Avx512(_mm512_mul_ps(self.0, other.0)));
+    lanes_method!(div(self, other: Self) -> Self = Avx512(_mm512_div_ps(self.0, other.0)));
+    lanes_method!(fma(self, factor: Self, term: Self) -> Self = Avx512(_mm512_fmadd_ps(self.0, factor.0, term.0)));
+    lanes_method!(max(self, other: Self) -> Self = Avx512(_mm512_max_ps(self.0, other.0)));
+    lanes_method!(min(self, other: Self) -> Self = Avx512(_mm512_min_ps(self.0, other.0)));
+    lanes_method!(round(self) -> Self = Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)));
+    lanes_method!(scale2(self, n: Self) -> Self = Avx512(_mm512_scalef_ps(self.0, n.0)));
+    lanes_method!(abs(self) -> Self = Avx512(_mm512_abs_ps(self.0)));
+    lanes_method!(copysign(self, sign: Self) -> Self = {
+        let bit = _mm512_set1_ps(-0.0);
+        Avx512(_mm512_or_ps(_mm512_andnot_ps(bit, self.0), _mm512_and_ps(bit, sign.0)))
+    });
+    lanes_method!(if_negative(self, yes: Self, no: Self) -> Self = {
+        let negative = _mm512_movepi32_mask(_mm512_castps_si512(self.0));
+        Avx512(_mm512_mask_blend_ps(negative, no.0, yes.0))
+    });
+    lanes_method!(sum(self) -> f32 = {
+        let high = _mm512_extractf32x8_ps::<1>(self.0);
+        Avx2(_mm256_add_ps(_mm512_castps512_ps256(self.0), high)).sum()
+    });
+    lanes_method!(largest(self) -> f32 = {
+        let high = _mm512_extractf32x8_ps::<1>(self.0);
+        Avx2(_mm256_max_ps(_mm512_castps512_ps256(self.0), high)).largest()
+    });
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a prefetch never faults.

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use tenure_tensor::DType;
 
 use crate::simd::Isa;
+use crate::simd::float::element::{Bf16, Element, F16, F32};
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
 
 /// Where a product's results go: `features` columns of each row, rows `stride` floats apart.
@@ -89,60 +90,6 @@ impl Product {
     unsafe fn write(&self, row: usize, feature: usize, value: f32) {
         // SAFETY: the caller of `matmul` vouches for `out`.
         unsafe { self.out.base.add(row * self.out.stride + feature).write(value) }
-    }
-}
-
-/// How an element of the weights is stored.
-trait Element {
-    const BYTES: usize;
-
-    /// # Safety
-    /// `p` is valid for `V::N` elements, and the processor has the instruction set of `V`.
-    unsafe fn load<V: Lanes>(p: *const u8) -> V;
-
-    /// The first `count < V::N` elements, the rest zero.
-    ///
-    /// # Safety
-    /// `p` is valid for `count` elements, and the processor has the instruction set of `V`.
-    #[inline(always)]
-    unsafe fn load_part<V: Lanes>(p: *const u8, count: usize) -> V {
-        let mut part = [0u8; 64];
-        // SAFETY: `count < V::N <= 16` elements of at most 4 bytes.
-        unsafe {
-            std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), (count * Self::BYTES).min(64));
-            Self::load(part.as_ptr())
-        }
-    }
-}
-
-struct F32;
-struct F16;
-struct Bf16;
-
-impl Element for F32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(p: *const u8) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::load(p.cast()) }
-    }
-}
-
-impl Element for F16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(p: *const u8) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::load_f16(p.cast()) }
-    }
-}
-
-impl Element for Bf16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(p: *const u8) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::load_bf16(p.cast()) }
     }
 }
 

@@ -3,9 +3,10 @@
 //!
 //! A row's result depends on the row alone: not on how many rows a call has, nor on how callers divide them.
 
+pub(crate) mod element;
 mod elementwise;
 pub(crate) mod lanes;
-mod lanes_portable;
+pub(crate) mod lanes_portable;
 #[cfg(target_arch = "x86_64")]
 mod lanes_x86;
 mod matmul;

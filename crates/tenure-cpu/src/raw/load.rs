@@ -1,0 +1,80 @@
+//! From the bytes of a file to a weight's layout.
+
+use tenure_device::{DeviceError, Load, LoadError, LoadItem};
+use tenure_tensor::{ByteSize, codec};
+
+use crate::layout::Layout;
+use crate::raw::segment::SegmentBytes;
+use crate::simd::panels;
+
+/// Bytes of a file that a loading thread holds at a time.
+pub(crate) const STAGING: ByteSize = ByteSize::new(1 << 20);
+
+/// A run of rows of one weight, small enough for one thread's staging.
+pub(crate) struct Chunk {
+    pub(crate) item: usize,
+    layout: Layout,
+    first_row: usize,
+    rows: usize,
+}
+
+/// Divides a weight into chunks of whole panels that fit the staging, at least one panel each.
+pub(crate) fn divide(item: usize, load: &LoadItem<'_>, layout: Layout, chunks: &mut Vec<Chunk>) {
+    let (rows, cols) = (load.weight.rows(), load.weight.cols());
+    let row = load.weight.spec.dtype.row_bytes(cols).unwrap_or(0).max(1);
+    let step = (STAGING.get() as usize / row).max(1).next_multiple_of(panels::ROWS);
+    for first_row in (0..rows).step_by(step) {
+        chunks.push(Chunk { item, layout, first_row, rows: step.min(rows - first_row) });
+    }
+}
+
+pub(crate) fn bring_in(
+    load: &Load<'_>,
+    segment: &SegmentBytes<'_>,
+    chunk: &Chunk,
+    staging: &mut Vec<u8>,
+) -> Result<(), LoadError> {
+    let LoadItem { weight, offset, .. } = load.items[chunk.item];
+    let (dtype, cols) = (weight.spec.dtype, weight.cols());
+    let row = dtype.row_bytes(cols).unwrap_or(0);
+    let (from, len) = (chunk.first_row * row, chunk.rows * row);
+    let read = |into: &mut [u8]| {
+        (load.read)(chunk.item, from as u64, into)
+            .map_err(|error| LoadError::Source { name: weight.spec.name.clone(), error })
+    };
+    let offset = offset as usize;
+    // SAFETY (all three): chunks of one weight and places of different weights are disjoint, so nobody else touches
+    // these bytes while the load runs; the caller compared the weight's end with the lease.
+    match chunk.layout {
+        Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
+        Layout::Vector => {
+            room(staging, len)?;
+            read(staging)?;
+            let bytes = unsafe { segment.range(offset, cols * size_of::<f32>()) };
+            if let Ok(floats) = bytemuck::try_cast_slice_mut(bytes) {
+                // The type was accepted when the plan was made.
+                let _: Result<(), codec::CodecError> = codec::dequantize(dtype, staging, floats);
+            }
+        }
+        Layout::Panels => {
+            room(staging, len)?;
+            read(staging)?;
+            let panel = panels::panel_bytes(dtype, cols).unwrap_or(0);
+            let first = chunk.first_row / panels::ROWS;
+            let count = chunk.rows.div_ceil(panels::ROWS);
+            let bytes = unsafe { segment.range(offset + first * panel, count * panel) };
+            for (rows, panel) in staging.chunks(panels::ROWS * row).zip(bytes.chunks_exact_mut(panel)) {
+                panels::pack(dtype, cols, rows, panel);
+            }
+        }
+    }
+    (load.progress)(ByteSize::of(len));
+    Ok(())
+}
+
+fn room(staging: &mut Vec<u8>, len: usize) -> Result<(), DeviceError> {
+    staging.clear();
+    staging.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked: ByteSize::of(len) })?;
+    staging.resize(len, 0);
+    Ok(())
+}

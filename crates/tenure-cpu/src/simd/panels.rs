@@ -1,0 +1,497 @@
+//! Products with weights in blocks, repacked at load into panels of 16 rows.
+//!
+//! A panel holds 16 rows, block column after block column (32 columns; K formats: superblocks of 256). The quants of a
+//! block column lie in bit planes, so that a panel takes no more room than the file's blocks: 64-byte lines in which
+//! each row has 4 bytes. A *group* is 4 consecutive columns: the 4 bytes of a row.
+//!
+//! | plane | lines | group `g` of 8 |
+//! | --- | --- | --- |
+//! | 8 bits | 8 | line `g` |
+//! | 4 bits | 4 | line `g % 4`, low nibble for `g < 4`, else high |
+//! | 2 bits | 2 | line `g % 2`, bits `2 * (g / 2)` |
+//! | 1 bit | 1 | bit `g` |
+//!
+//! Activations are quantised to 8 bits per 32 columns ([`Act`]); a product is exact in integers within a block, and the
+//! blocks of an output are added in order of column, whatever is computed beside it.
+
+use half::f16;
+use tenure_tensor::DType;
+
+use crate::simd::Isa;
+use crate::simd::rows::Out;
+
+/// Rows of a panel.
+pub const ROWS: usize = 16;
+/// Columns of a block column.
+pub const BLOCK: usize = 32;
+/// Block columns of a superblock.
+const SUPER: usize = 8;
+
+/// 32 activations in 8 bits.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Act {
+    /// `round(x / d)`.
+    q: [i8; BLOCK],
+    /// The scale.
+    d: f32,
+    /// `d` times the sum of `q`.
+    ds: f32,
+    /// Sums of the two halves of `q`.
+    halves: [i16; 2],
+    /// Sum of `q`.
+    sum: i32,
+}
+
+/// How a format's blocks are held in a panel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Format {
+    /// Planes, by their bits.
+    eight: bool,
+    four: bool,
+    two: bool,
+    one: bool,
+    /// What the quants mean.
+    values: Values,
+    scales: Scales,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    /// Unsigned, less `1 << n` after the fact (none: 0).
+    Less(u32),
+    /// Unsigned as they are.
+    Plain,
+    /// Signed bytes.
+    Signed,
+    /// Signed, from a table of 16.
+    Table,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    /// One f16 for each block.
+    Block,
+    /// One f16 scale and one f16 minimum for each block.
+    BlockMin,
+    /// One power of two for each block.
+    Exponent,
+    /// One f16 for each superblock, one signed byte for each half block.
+    Halves,
+    /// One f16 scale and minimum for each superblock, one byte of each for each half block.
+    HalvesMin,
+    /// One f16 for each superblock, one signed byte for each block.
+    Blocks,
+    /// One f16 scale and minimum for each superblock, one byte of each for each block.
+    BlocksMin,
+}
+
+const fn format(dtype: DType) -> Option<Format> {
+    const NONE: Format =
+        Format { eight: false, four: false, two: false, one: false, values: Values::Plain, scales: Scales::Block };
+    Some(match dtype {
+        DType::Q4_0 => Format { four: true, values: Values::Less(3), ..NONE },
+        DType::Q4_1 => Format { four: true, scales: Scales::BlockMin, ..NONE },
+        DType::Q5_0 => Format { four: true, one: true, values: Values::Less(4), ..NONE },
+        DType::Q5_1 => Format { four: true, one: true, scales: Scales::BlockMin, ..NONE },
+        DType::Q8_0 => Format { eight: true, values: Values::Signed, ..NONE },
+        DType::Q2K => Format { two: true, scales: Scales::HalvesMin, ..NONE },
+        DType::Q3K => Format { two: true, one: true, values: Values::Less(2), scales: Scales::Halves, ..NONE },
+        DType::Q4K => Format { four: true, scales: Scales::BlocksMin, ..NONE },
+        DType::Q5K => Format { four: true, one: true, scales: Scales::BlocksMin, ..NONE },
+        DType::Q6K => Format { four: true, two: true, values: Values::Less(5), scales: Scales::Halves, ..NONE },
+        DType::IQ4NL => Format { four: true, values: Values::Table, ..NONE },
+        DType::IQ4XS => Format { four: true, values: Values::Table, scales: Scales::Blocks, ..NONE },
+        DType::MXFP4 => Format { four: true, values: Values::Table, scales: Scales::Exponent, ..NONE },
+        _ => return None,
+    })
+}
+
+impl Format {
+    /// Bytes of the planes of one block column.
+    const fn planes(self) -> usize {
+        512 * self.eight as usize + 256 * self.four as usize + 128 * self.two as usize + 64 * self.one as usize
+    }
+
+    /// Block columns that share one trailer of scales.
+    const fn blocks(self) -> usize {
+        match self.scales {
+            Scales::Block | Scales::BlockMin | Scales::Exponent => 1,
+            Scales::Halves | Scales::HalvesMin | Scales::Blocks | Scales::BlocksMin => SUPER,
+        }
+    }
+
+    /// Bytes of the scales behind the planes.
+    const fn trailer(self) -> usize {
+        match self.scales {
+            Scales::Block => 32,
+            Scales::BlockMin => 64,
+            Scales::Exponent => 16,
+            Scales::Halves => 32 + 256,
+            Scales::HalvesMin => 64 + 256,
+            Scales::Blocks => 32 + 128,
+            Scales::BlocksMin => 64 + 256,
+        }
+    }
+
+    /// Bytes from one (super)block column to the next.
+    const fn stride(self) -> usize {
+        self.blocks() * self.planes() + self.trailer()
+    }
+}
+
+/// The values of IQ4_NL and IQ4_XS.
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// Twice the values of FP4 (E2M1).
+const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+const fn table(dtype: DType) -> [i8; 16] {
+    match dtype {
+        DType::MXFP4 => FP4,
+        _ => IQ4,
+    }
+}
+
+/// `2^(e - 128)`: the scale of a block of [`FP4`] values (OCP Microscaling Formats 1.0, E8M0, halved).
+fn exponent(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+/// Bytes of a panel of 16 rows of `cols` columns, if blocks of `dtype` are held in panels.
+pub fn panel_bytes(dtype: DType, cols: usize) -> Option<usize> {
+    let format = format(dtype)?;
+    let columns = BLOCK * format.blocks();
+    if cols == 0 || !cols.is_multiple_of(columns) {
+        return None;
+    }
+    (cols / columns).checked_mul(format.stride())
+}
+
+/// Repacks up to 16 rows, as the file has them one after the other, into a panel; missing rows become zeros.
+pub fn pack(dtype: DType, cols: usize, rows: &[u8], panel: &mut [u8]) {
+    let (Some(format), Some(row_bytes)) = (format(dtype), dtype.row_bytes(cols)) else { return };
+    assert!(rows.len() <= ROWS * row_bytes && rows.len().is_multiple_of(row_bytes));
+    assert!(Some(panel.len()) == panel_bytes(dtype, cols));
+    let (blocks, planes) = (format.blocks(), format.planes());
+    if rows.len() < ROWS * row_bytes {
+        panel.fill(0);
+    }
+    let file_bytes = dtype.block_bytes() * (BLOCK * blocks / dtype.block_len());
+    for (column, piece) in panel.chunks_exact_mut(format.stride()).enumerate() {
+        for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let source = &row[column * file_bytes..(column + 1) * file_bytes];
+            for b in 0..blocks {
+                let planes = &mut piece[b * planes..(b + 1) * planes];
+                put_planes(format, &quants(dtype, source, b), r, planes);
+            }
+            put_scales(dtype, source, r, &mut piece[blocks * planes..]);
+        }
+    }
+}
+
+/// The 8 groups of block `b` of a (super)block, as 4 bytes each.
+#[inline(always)]
+fn quants(dtype: DType, source: &[u8], b: usize) -> [u32; 8] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes([bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]])
+    };
+    let nibbles = |qs: &[u8]| -> [u32; 8] {
+        std::array::from_fn(|g| if g < 4 { word(qs, g) & LOW } else { (word(qs, g - 4) >> 4) & LOW })
+    };
+    let fifth = |mut words: [u32; 8], bits: u32| {
+        for (g, word) in words.iter_mut().enumerate() {
+            for k in 0..4 {
+                *word |= ((bits >> (4 * g + k)) & 1) << (8 * k + 4);
+            }
+        }
+        words
+    };
+    match dtype {
+        DType::Q4_0 | DType::IQ4NL => nibbles(&source[2..]),
+        DType::Q4_1 => nibbles(&source[4..]),
+        DType::MXFP4 => nibbles(&source[1..]),
+        DType::Q5_0 => fifth(nibbles(&source[6..]), word(&source[2..], 0)),
+        DType::Q5_1 => fifth(nibbles(&source[8..]), word(&source[4..], 0)),
+        DType::Q8_0 => std::array::from_fn(|g| word(&source[2..], g)),
+        DType::Q4K | DType::Q5K => {
+            let qs = &source[if dtype == DType::Q4K { 16 } else { 48 } + 32 * (b / 2)..];
+            let high = |g: usize| match dtype {
+                DType::Q5K => ((word(&source[16..], g) >> b) & 0x0101_0101) << 4,
+                _ => 0,
+            };
+            std::array::from_fn(|g| ((word(qs, g) >> (4 * (b % 2))) & LOW) | high(g))
+        }
+        DType::Q6K => {
+            let (n, quarter) = (b / 4, b % 4);
+            let ql = &source[64 * n + 32 * (quarter % 2)..];
+            let qh = &source[128 + 32 * n..];
+            std::array::from_fn(|g| {
+                let low = (word(ql, g) >> (4 * (quarter / 2))) & LOW;
+                low | ((word(qh, g) >> (2 * quarter)) & 0x0303_0303) << 4
+            })
+        }
+        DType::Q2K => std::array::from_fn(|g| (word(&source[16 + 32 * (b / 4)..], g) >> (2 * (b % 4))) & 0x0303_0303),
+        DType::Q3K => std::array::from_fn(|g| {
+            let low = (word(&source[32 + 32 * (b / 4)..], g) >> (2 * (b % 4))) & 0x0303_0303;
+            low | ((word(source, g) >> b) & 0x0101_0101) << 2
+        }),
+        DType::IQ4XS => nibbles(&source[8 + 16 * b..]),
+        _ => [0; 8],
+    }
+}
+
+/// Puts one row's groups into the planes of a block column.
+#[inline(always)]
+fn put_planes(format: Format, groups: &[u32; 8], row: usize, planes: &mut [u8]) {
+    let mut at = 0;
+    let mut put = |word: u32| {
+        planes[at + 4 * row..at + 4 * row + 4].copy_from_slice(&word.to_le_bytes());
+        at += 4 * ROWS;
+    };
+    if format.eight {
+        groups.iter().for_each(|&group| put(group));
+    }
+    if format.four {
+        (0..4).for_each(|g| put((groups[g] & 0x0f0f_0f0f) | (groups[g + 4] & 0x0f0f_0f0f) << 4));
+    }
+    let above = if format.four { 4 } else { 0 };
+    if format.two {
+        for line in 0..2 {
+            put((0..4).map(|t| ((groups[line + 2 * t] >> above) & 0x0303_0303) << (2 * t)).sum());
+        }
+    }
+    let above = if format.two { above + 2 } else { above };
+    if format.one {
+        put((0..8).map(|g| ((groups[g] >> above) & 0x0101_0101) << g).sum());
+    }
+}
+
+/// Puts one row's scales into the trailer of a (super)block column.
+fn put_scales(dtype: DType, source: &[u8], row: usize, trailer: &mut [u8]) {
+    let mut half = |slot: usize, at: usize| {
+        trailer[32 * slot + 2 * row..32 * slot + 2 * row + 2].copy_from_slice(&source[at..at + 2]);
+    };
+    match dtype {
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::IQ4NL => half(0, 0),
+        DType::Q4_1 | DType::Q5_1 => {
+            half(0, 0);
+            half(1, 2);
+        }
+        DType::MXFP4 => trailer[row] = source[0],
+        DType::Q4K | DType::Q5K => {
+            half(0, 0);
+            half(1, 2);
+            let s = &source[4..16];
+            for b in 0..SUPER {
+                let (scale, min) = if b < 4 {
+                    (s[b] & 63, s[b + 4] & 63)
+                } else {
+                    ((s[b + 4] & 15) | (s[b - 4] >> 6) << 4, (s[b + 4] >> 4) | (s[b] >> 6) << 4)
+                };
+                trailer[64 + ROWS * b + row] = scale;
+                trailer[64 + 128 + ROWS * b + row] = min;
+            }
+        }
+        DType::Q2K => {
+            half(0, 80);
+            half(1, 82);
+            (0..16).for_each(|i| trailer[64 + ROWS * i + row] = source[i]);
+        }
+        DType::Q3K => {
+            half(0, 108);
+            let s = &source[96..108];
+            for i in 0..16 {
+                let low = if i < 8 { s[i] & 15 } else { s[i - 8] >> 4 };
+                let high = (s[8 + i % 4] >> (2 * (i / 4))) & 3;
+                trailer[32 + ROWS * i + row] = (low | high << 4).wrapping_sub(32);
+            }
+        }
+        DType::Q6K => {
+            half(0, 208);
+            (0..16).for_each(|i| trailer[32 + ROWS * i + row] = source[192 + i]);
+        }
+        DType::IQ4XS => {
+            half(0, 0);
+            let high = u16::from_le_bytes([source[2], source[3]]);
+            for b in 0..SUPER {
+                let low = (source[4 + b / 2] >> (4 * (b % 2))) & 15;
+                trailer[32 + ROWS * b + row] = (low | ((high >> (2 * b)) as u8 & 3) << 4).wrapping_sub(32);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One row of a panel as f32, exactly as the scalar codec gives it.
+pub fn dequantize_row(dtype: DType, panel: &[u8], row: usize, out: &mut [f32]) {
+    let Some(format) = format(dtype) else { return };
+    let planes = format.planes();
+    for (piece, out) in panel.chunks_exact(format.stride()).zip(out.chunks_exact_mut(BLOCK * format.blocks())) {
+        let trailer = &piece[format.blocks() * planes..];
+        for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+            for (k, out) in out.iter_mut().enumerate() {
+                let scale = scale(format, trailer, row, b, k / 16);
+                let value = value(dtype, format, &piece[b * planes..], row, k) as f32;
+                *out = match format.scales {
+                    Scales::BlockMin => value * scale.0 + scale.1,
+                    Scales::HalvesMin | Scales::BlocksMin => value * scale.0 - scale.1,
+                    Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => scale.0 * value,
+                };
+            }
+        }
+    }
+}
+
+/// The integer that a quant stands for.
+#[inline(always)]
+fn value(dtype: DType, format: Format, planes: &[u8], row: usize, k: usize) -> i32 {
+    let (g, byte) = (k / 4, 4 * row + k % 4);
+    let line = |at: usize| u32::from(planes[at + byte]);
+    let (mut code, mut at, mut above) = (0, 0, 0);
+    if format.eight {
+        code = line(64 * g);
+    }
+    if format.four {
+        code = (line(64 * (g % 4)) >> (4 * (g / 4))) & 15;
+        (at, above) = (256, 4);
+    }
+    if format.two {
+        code |= ((line(at + 64 * (g % 2)) >> (2 * (g / 2))) & 3) << above;
+        (at, above) = (at + 128, above + 2);
+    }
+    if format.one {
+        code |= ((line(at) >> g) & 1) << above;
+    }
+    match format.values {
+        Values::Plain => code as i32,
+        Values::Less(n) => code as i32 - (1 << n),
+        Values::Signed => i32::from(code as u8 as i8),
+        Values::Table => i32::from(table(dtype)[code as usize & 15]),
+    }
+}
+
+/// Scale and minimum of one half of a block.
+fn scale(format: Format, trailer: &[u8], row: usize, b: usize, half: usize) -> (f32, f32) {
+    let float = |slot: usize| {
+        let at = 32 * slot + 2 * row;
+        f16::from_le_bytes([trailer[at], trailer[at + 1]]).to_f32()
+    };
+    let byte = |at: usize, i: usize| trailer[at + ROWS * i + row];
+    match format.scales {
+        Scales::Block => (float(0), 0.0),
+        Scales::BlockMin => (float(0), float(1)),
+        Scales::Exponent => (exponent(trailer[row]), 0.0),
+        Scales::Halves => (float(0) * f32::from(byte(32, 2 * b + half) as i8), 0.0),
+        Scales::HalvesMin => {
+            let both = byte(64, 2 * b + half);
+            (float(0) * f32::from(both & 15), float(1) * f32::from(both >> 4))
+        }
+        Scales::Blocks => (float(0) * f32::from(byte(32, b) as i8), 0.0),
+        Scales::BlocksMin => (float(0) * f32::from(byte(64, b)), float(1) * f32::from(byte(64 + 128, b))),
+    }
+}
+
+/// Bytes of `rows` quantised rows of `cols` columns.
+pub const fn act_bytes(rows: usize, cols: usize) -> usize {
+    rows.saturating_mul(cols / BLOCK).saturating_mul(size_of::<Act>())
+}
+
+/// Quantises one row; `acts` has one [`Act`] for each 32 columns.
+pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act]) {
+    assert!(x.len() == acts.len() * BLOCK);
+    crate::simd::elementwise::for_isa!(isa, quantize_body(x: &[f32], acts: &mut [Act]));
+}
+
+#[inline(always)]
+fn quantize_body<const FMA: bool>(x: &[f32], acts: &mut [Act]) {
+    // Adding and subtracting it rounds to the nearest integer, ties to even.
+    const ROUND: f32 = 12_582_912.0;
+    for (x, act) in x.chunks_exact(BLOCK).zip(acts) {
+        let mut lanes = [0.0f32; 8];
+        for line in x.chunks_exact(8) {
+            for i in 0..8 {
+                lanes[i] = lanes[i].max(line[i].abs());
+            }
+        }
+        let largest = lanes.iter().fold(0.0f32, |m, &l| m.max(l));
+        let d = largest / 127.0;
+        let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+        let mut halves = [0i32; 2];
+        for (half, x) in x.chunks_exact(16).enumerate() {
+            let mut sum = 0;
+            for (k, &x) in x.iter().enumerate() {
+                let q = (x * inverse + ROUND) - ROUND;
+                let q = q as i32;
+                act.q[16 * half + k] = q as i8;
+                sum += i32::from(q as i8);
+            }
+            halves[half] = sum;
+        }
+        act.d = d;
+        act.sum = halves[0] + halves[1];
+        act.ds = d * act.sum as f32;
+        act.halves = [halves[0] as i16, halves[1] as i16];
+    }
+}
+
+/// Products of panels that lie one after the other with every row of `acts`, whose rows are `cols / 32` long.
+///
+/// # Safety
+/// `out` is valid for every row of `acts`, and nobody else touches it meanwhile.
+pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &[Act], out: Out) {
+    let Some(bytes) = panel_bytes(dtype, cols) else { return };
+    assert!(panels.len() == out.features.div_ceil(ROWS) * bytes && acts.len().is_multiple_of(cols / BLOCK));
+    for (index, panel) in panels.chunks_exact(bytes).enumerate() {
+        let first = index * ROWS;
+        // SAFETY: the panel's features lie inside `out`; the caller upholds the rest.
+        unsafe {
+            let out = Out { base: out.base.add(first), features: ROWS.min(out.features - first), ..out };
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::avx2(dtype, panel, cols, acts, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni => x86::avx512(dtype, panel, cols, acts, out),
+                #[cfg(not(target_arch = "x86_64"))]
+                Isa::Avx2 | Isa::Avx512Vnni => portable(dtype, panel, cols, acts, out),
+                Isa::Portable => portable(dtype, panel, cols, acts, out),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`matmul`].
+unsafe fn portable(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+    let Some(format) = format(dtype) else { return };
+    let planes = format.planes();
+    let mut weights = [[0i32; BLOCK]; ROWS];
+    let rows = acts.len() / (cols / BLOCK);
+    for row in 0..rows {
+        // SAFETY: the features of a row; the caller upholds the rest.
+        let result = unsafe { std::slice::from_raw_parts_mut(out.base.add(row * out.stride), out.features) };
+        result.fill(0.0);
+        let mut acts = acts[row * (cols / BLOCK)..(row + 1) * (cols / BLOCK)].iter();
+        for piece in panel.chunks_exact(format.stride()) {
+            let trailer = &piece[format.blocks() * planes..];
+            for b in 0..format.blocks() {
+                let Some(act) = acts.next() else { return };
+                for (r, weights) in weights.iter_mut().enumerate().take(out.features) {
+                    for (k, weight) in weights.iter_mut().enumerate() {
+                        *weight = value(dtype, format, &piece[b * planes..], r, k);
+                    }
+                    for half in 0..2 {
+                        let dot: i32 = (16 * half..16 * half + 16).map(|k| weights[k] * i32::from(act.q[k])).sum();
+                        let (scale, min) = scale(format, trailer, r, b, half);
+                        let shift = f32::from(act.halves[half]) * act.d * min;
+                        let shift = if format.scales == Scales::BlockMin { shift } else { -shift };
+                        result[r] += dot as f32 * act.d * scale + shift;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
