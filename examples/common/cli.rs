@@ -234,8 +234,8 @@ pub struct SamplerArgs {
     #[arg(long, default_value_t = SamplerParams::default().dry_penalty_last_n, allow_hyphen_values = true)]
     pub dry_penalty_last_n: i32,
     /// 0: off; 2: Mirostat 2.
-    #[arg(long, default_value_t = 0, value_parser = clap::builder::PossibleValuesParser::new(["0", "2"]).map(|v| u8::from(v == "2") * 2))]
-    pub mirostat: u8,
+    #[arg(long, default_value = "0", value_parser = ["0", "2"])]
+    pub mirostat: String,
     /// Mirostat's target surprise.
     #[arg(long, default_value_t = SamplerParams::default().mirostat_tau)]
     pub mirostat_ent: f32,
@@ -273,7 +273,7 @@ impl SamplerArgs {
             dry_base: self.dry_base,
             dry_allowed_length: self.dry_allowed_length,
             dry_penalty_last_n: self.dry_penalty_last_n,
-            mirostat: if self.mirostat == 2 { Mirostat::V2 } else { Mirostat::Off },
+            mirostat: if self.mirostat == "2" { Mirostat::V2 } else { Mirostat::Off },
             mirostat_tau: self.mirostat_ent,
             mirostat_eta: self.mirostat_lr,
             logit_bias: self.logit_bias.clone(),

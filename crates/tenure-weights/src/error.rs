@@ -503,7 +503,8 @@ impl From<u64> for Shown {
 /// A vector of exactly `n` places, or the error that says there is no memory for it.
 pub(crate) fn try_vec<T>(n: usize, what: &'static str) -> Result<Vec<T>, ErrorKind> {
     let mut v = Vec::new();
-    v.try_reserve_exact(n).map_err(|_| ErrorKind::HostOutOfMemory { what, bytes: (n as u64).saturating_mul(size_of::<T>() as u64) })?;
+    v.try_reserve_exact(n)
+        .map_err(|_| ErrorKind::HostOutOfMemory { what, bytes: (n as u64).saturating_mul(size_of::<T>() as u64) })?;
     Ok(v)
 }
 

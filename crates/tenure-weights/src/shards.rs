@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::file::{ModelFile, ReadAt, io_at};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::Gguf;
 use crate::safetensors::Safetensors;
 use crate::{ErrorKind, ShardFault, Shown, StoredTensor, WeightStore, WeightsError, index};
 
@@ -49,12 +49,13 @@ fn open_gguf(file: ModelFile) -> Result<WeightStore, WeightsError> {
     let path = file.path().to_owned();
     let fail = |kind| WeightsError::new(&path, kind);
     let bad = |why| fail(ErrorKind::BadShardIndex { why });
-    let count = split_number(&first, "split.count")?.unwrap_or(1);
+    let count = first.metadata.opt_u16("split.count")?.map(u64::from).unwrap_or(1);
     let name = Shown::new(path.file_name().unwrap_or_default().as_encoded_bytes());
-    if count == 0 || count > MAX_SHARDS {
-        let what = ShardFault::TooManyShards { got: count, limit: MAX_SHARDS };
-        let none = ShardFault::SplitCount { file: name, want: 1, got: 0 };
-        return Err(bad(if count == 0 { none } else { what }));
+    if count == 0 {
+        return Err(bad(ShardFault::SplitCount { file: name, want: 1, got: 0 }));
+    }
+    if count > MAX_SHARDS {
+        return Err(bad(ShardFault::TooManyShards { got: count, limit: MAX_SHARDS }));
     }
     if count == 1 {
         let mut store = WeightStore::assemble(vec![file], first.table.tensors, Some(first.table.by_name))
@@ -63,7 +64,7 @@ fn open_gguf(file: ModelFile) -> Result<WeightStore, WeightsError> {
         return Ok(store);
     }
 
-    let no = split_number(&first, "split.no")?.unwrap_or(0);
+    let no = first.metadata.opt_u16("split.no")?.map(u64::from).unwrap_or(0);
     if no != 0 {
         return Err(bad(ShardFault::SplitNo { file: name, want: 0, got: no }));
     }
@@ -72,13 +73,7 @@ fn open_gguf(file: ModelFile) -> Result<WeightStore, WeightsError> {
         Some((stem, 1, n)) if n == count => stem.to_owned(),
         _ => return Err(bad(ShardFault::FileName { file: name, no: 1, count })),
     };
-    let announced = match first.metadata.value("split.tensors.count") {
-        None => None,
-        Some(Value::I32(n)) => Some(i64::from(n)),
-        Some(Value::U32(n)) => Some(i64::from(n)),
-        Some(Value::U64(n)) => Some(i64::try_from(n).unwrap_or(i64::MAX)),
-        Some(_) => return Err(first.metadata.u32("split.tensors.count").err().unwrap_or_else(|| fail(ErrorKind::NoWeights))),
-    };
+    let announced = first.metadata.opt_i32("split.tensors.count")?.map(i64::from);
 
     let mut files = vec![file];
     let mut tensors = first.table.tensors;
@@ -87,11 +82,11 @@ fn open_gguf(file: ModelFile) -> Result<WeightStore, WeightsError> {
         let shown = Shown::new(&shard);
         let file = open_shard(&path.with_file_name(&shard), shown.clone(), &path)?;
         let more = Gguf::read(&file, file.path(), i as u32)?;
-        let got = split_number(&more, "split.count")?.unwrap_or(0);
+        let got = more.metadata.opt_u16("split.count")?.map(u64::from).unwrap_or(0);
         if got != count {
             return Err(bad(ShardFault::SplitCount { file: shown, want: count, got }));
         }
-        let got = split_number(&more, "split.no")?.unwrap_or(0);
+        let got = more.metadata.opt_u16("split.no")?.map(u64::from).unwrap_or(0);
         if got != i {
             return Err(bad(ShardFault::SplitNo { file: shown, want: i, got }));
         }
@@ -104,17 +99,6 @@ fn open_gguf(file: ModelFile) -> Result<WeightStore, WeightsError> {
     let mut store = WeightStore::assemble(files, tensors, None).map_err(between_shards).map_err(fail)?;
     store.gguf = Some(first.metadata);
     Ok(store)
-}
-
-/// `split.no` and `split.count` are `u16`; older tools wrote other unsigned widths.
-fn split_number(file: &Gguf, key: &str) -> Result<Option<u64>, WeightsError> {
-    match file.metadata.value(key) {
-        None => Ok(None),
-        Some(Value::U16(n)) => Ok(Some(n.into())),
-        Some(Value::U8(n)) => Ok(Some(n.into())),
-        Some(Value::U64(n)) => Ok(Some(n)),
-        Some(_) => file.metadata.u32(key).map(|n| Some(n.into())),
-    }
 }
 
 /// The stem, place and count of `stem-00001-of-00003.ext`.

@@ -43,6 +43,14 @@ pub struct Act {
     sum: i32,
 }
 
+impl Act {
+    /// The activations it stands for.
+    pub fn values(&self) -> impl Iterator<Item = f64> + use<> {
+        let Act { q, d, .. } = *self;
+        q.into_iter().map(move |q| f64::from(q) * f64::from(d))
+    }
+}
+
 /// How a format's blocks are held in a panel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Format {

@@ -92,6 +92,16 @@ impl Metadata {
         self.typed(key, "u32", |v| if let Value::U32(n) = v { Some(n) } else { None })
     }
 
+    /// The `u16` at `key`, if there is such a key.
+    pub fn opt_u16(&self, key: &str) -> Result<Option<u16>, WeightsError> {
+        self.typed(key, "u16", |v| if let Value::U16(n) = v { Some(n) } else { None })
+    }
+
+    /// The `i32` at `key`, if there is such a key.
+    pub fn opt_i32(&self, key: &str) -> Result<Option<i32>, WeightsError> {
+        self.typed(key, "i32", |v| if let Value::I32(n) = v { Some(n) } else { None })
+    }
+
     /// The `f32` at `key`, if there is such a key.
     pub fn opt_f32(&self, key: &str) -> Result<Option<f32>, WeightsError> {
         self.typed(key, "f32", |v| if let Value::F32(x) = v { Some(x) } else { None })

@@ -66,7 +66,10 @@ pub(super) fn scan(src: &impl ReadAt) -> Result<Header, ErrorKind> {
     let tensors_at = scan.pos;
     for i in 0..n_tensors {
         if let Err(kind) = scan.tensor_info() {
-            if i == 0 && n_kv > 0 && let Some(key) = scan.pair_is_tensor(last_key) {
+            if i == 0
+                && n_kv > 0
+                && let Some(key) = scan.pair_is_tensor(last_key)
+            {
                 return Err(ErrorKind::BadKv { key });
             }
             return Err(scan.one_tensor_too_many(tensors_at, i, n_tensors).unwrap_or(kind));
@@ -152,7 +155,9 @@ impl<S: ReadAt> Scan<'_, S> {
         // `plausible` has bounded the count, so that this cannot saturate.
         let bytes = count.saturating_mul(ty.fixed_bytes().unwrap_or(1));
         let at = self.take(bytes, "value")?;
-        if ty == ValueType::Bool && let Some(&got) = self.slice(at, bytes).iter().find(|&&b| b > 1) {
+        if ty == ValueType::Bool
+            && let Some(&got) = self.slice(at, bytes).iter().find(|&&b| b > 1)
+        {
             return Err(ErrorKind::BadBool { key: self.shown(key), got });
         }
         Ok(())
@@ -216,8 +221,12 @@ impl<S: ReadAt> Scan<'_, S> {
         let at = self.pos as u64;
         let data = at.next_multiple_of(DEFAULT_ALIGNMENT);
         let fits = |end: u64| data.checked_add(end).is_some_and(|end| end == self.len);
-        (fits(end) || fits(end.checked_next_multiple_of(DEFAULT_ALIGNMENT)?))
-            .then_some(ErrorKind::Truncated { what: "tensor info", at, need: MIN_TENSOR, len: self.len })
+        (fits(end) || fits(end.checked_next_multiple_of(DEFAULT_ALIGNMENT)?)).then_some(ErrorKind::Truncated {
+            what: "tensor info",
+            at,
+            need: MIN_TENSOR,
+            len: self.len,
+        })
     }
 
     fn value_type(&self, key: (usize, u64), id: u32) -> Result<ValueType, ErrorKind> {
@@ -281,9 +290,7 @@ impl<S: ReadAt> Scan<'_, S> {
         let ahead = (have as u64).clamp(FIRST_READ, MOST_AHEAD);
         let to = end.max(have as u64 + ahead).min(self.len) as usize;
         let more = to - have;
-        self.buf
-            .try_reserve(more)
-            .map_err(|_| ErrorKind::HostOutOfMemory { what: "the header", bytes: to as u64 })?;
+        self.buf.try_reserve(more).map_err(|_| ErrorKind::HostOutOfMemory { what: "the header", bytes: to as u64 })?;
         self.buf.resize(to, 0);
         self.src.read_at(have as u64, self.buf.get_mut(have..).unwrap_or_default())
     }

@@ -84,9 +84,9 @@ pub(super) fn parse(
     let mut fault = None;
     run(text, &mut fault, |json, fault| json.deserialize_map(Count { counts: &mut counts, fault }))?;
 
-    let mut metadata = Metadata::default();
-    metadata.text = String::from_utf8(try_vec(counts.text, "the metadata")?).unwrap_or_default();
-    metadata.ends = try_vec(counts.pairs, "the metadata")?;
+    let text_place = String::from_utf8(try_vec(counts.text, "the metadata")?).unwrap_or_default();
+    let ends = try_vec(counts.pairs, "the metadata")?;
+    let mut metadata = Metadata { text: text_place, ends, by_key: Vec::new() };
     let mut tensors = try_vec(counts.tensors, "the tensor table")?;
     run(text, &mut fault, |json, fault| {
         let keep = Keep { tensors: &mut tensors, metadata: &mut metadata, data_start, data_len, file, fault };

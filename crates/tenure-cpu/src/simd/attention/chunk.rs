@@ -50,8 +50,8 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// Queries computed side by side at most.
-const MAX_SIDE: usize = 6;
+/// Queries computed side by side at most. With two vectors each there are as many sums as the multiply-adds under way.
+const SIDE: usize = 6;
 
 impl Kernel for Chunk<'_> {
     type Result = ();
@@ -89,56 +89,24 @@ impl Kernel for Chunk<'_> {
         };
         // SAFETY: the lengths are checked above and by `new`; the callers vouch for the cache and the instruction set.
         unsafe {
-            match self.kv.kv {
-                KvType::F32 => work.scores::<V, F32>(),
-                KvType::F16 => work.scores::<V, F16>(),
-                KvType::Q8_0 => work.scores::<V, Quantized>(),
-            }
+            work.scores::<V>();
             for i in 0..work.queries.len() {
                 work.weights::<V>(i);
             }
-            match self.kv.kv {
-                KvType::F32 => work.values::<V, F32>(),
-                KvType::F16 => work.values::<V, F16>(),
-                KvType::Q8_0 => work.values::<V, Quantized>(),
-            }
+            work.values::<V>();
         }
     }
 }
 
-/// How a cache's elements are read.
-trait Cached {
-    /// Elements that can be read where they are.
-    type Direct: Element;
-    /// Up to how many queries that pays, against converting a block first.
-    fn direct_up_to(side: usize) -> usize;
-}
-
-struct Quantized;
-
-impl Cached for F32 {
-    type Direct = F32;
-    #[inline(always)]
-    fn direct_up_to(_: usize) -> usize {
-        MAX_QUERIES
-    }
-}
-
-impl Cached for F16 {
-    type Direct = F16;
-    #[inline(always)]
-    fn direct_up_to(side: usize) -> usize {
-        side
-    }
-}
-
-impl Cached for Quantized {
-    // Never read that way.
-    type Direct = F32;
-    #[inline(always)]
-    fn direct_up_to(_: usize) -> usize {
-        0
-    }
+/// How a block's elements are read.
+#[derive(Clone, Copy)]
+enum Reading {
+    /// As `f32`, where they are.
+    F32,
+    /// As `f16`, where they are.
+    F16,
+    /// As `f32`, after the block was converted: that pays from some number of queries on.
+    Converted,
 }
 
 struct Work<'a> {
@@ -157,17 +125,11 @@ struct Work<'a> {
 /// Some queries, by number.
 #[derive(Clone, Copy)]
 struct Side {
-    queries: [usize; MAX_SIDE],
+    queries: [usize; SIDE],
     count: usize,
 }
 
 impl Work<'_> {
-    /// Queries computed side by side: as many as leave room for their accumulators in registers.
-    #[inline(always)]
-    const fn side<V: Lanes>() -> usize {
-        if V::N == 16 { MAX_SIDE } else { 3 }
-    }
-
     /// # Safety
     /// `block` is a block of the sequence.
     #[inline(always)]
@@ -200,14 +162,19 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn attending(&self, block: usize) -> usize {
-        (0..self.queries.len()).filter(|&query| self.attends(query, block)).count()
+    fn reading(&self, block: usize) -> Reading {
+        let attending = (0..self.queries.len()).filter(|&query| self.attends(query, block)).count();
+        match self.kv.kv {
+            KvType::F32 => Reading::F32,
+            KvType::F16 if attending <= SIDE => Reading::F16,
+            KvType::F16 | KvType::Q8_0 => Reading::Converted,
+        }
     }
 
     /// The next queries, from number `next` on, that attend to the block.
     #[inline(always)]
     fn side_by_side(&self, block: usize, next: &mut usize, at_most: usize) -> Side {
-        let mut side = Side { queries: [0; MAX_SIDE], count: 0 };
+        let mut side = Side { queries: [0; SIDE], count: 0 };
         while *next < self.queries.len() && side.count < at_most {
             if self.attends(*next, block) {
                 side.queries[side.count] = *next;
@@ -218,19 +185,18 @@ impl Work<'_> {
         side
     }
 
-    /// Scores of all queries; those of positions that a query does not attend to become negative infinity.
+    /// Products of all queries with the keys of all blocks that they attend to any position of.
     ///
     /// # Safety
     /// The work is as `Chunk` makes it, and the processor has the instruction set of `V`.
     #[inline(always)]
-    unsafe fn scores<V: Lanes, C: Cached>(&self) {
+    unsafe fn scores<V: Lanes>(&self) {
         for block in self.blocks.clone() {
-            let attending = self.attending(block);
+            let reading = self.reading(block);
             // SAFETY: the block is one of the sequence's; the numbers are those of queries.
             unsafe {
                 let keys = self.keys(block);
-                let direct = attending <= C::direct_up_to(Self::side::<V>());
-                if !direct && attending > 0 {
+                if let Reading::Converted = reading {
                     load_keys::<V>(self.kv.kv, keys, self.scoring.head_dim, self.block);
                 }
                 // While this block is computed the next one is fetched; after the last keys, the first values.
@@ -241,13 +207,15 @@ impl Work<'_> {
                 };
                 let mut next = 0;
                 loop {
-                    let side = self.side_by_side(block, &mut next, Self::side::<V>());
-                    if direct {
-                        self.scores_of_count::<V, C::Direct>(side, keys, block, next_block);
-                    } else {
-                        self.scores_of_count::<V, F32>(side, self.block.cast::<u8>(), block, next_block);
+                    let side = self.side_by_side(block, &mut next, SIDE);
+                    match reading {
+                        Reading::F16 => self.scores_of_side::<V, F16>(side, keys, block, next_block),
+                        Reading::F32 | Reading::Converted => {
+                            let keys = if let Reading::F32 = reading { keys } else { self.block.cast::<u8>() };
+                            self.scores_of_side::<V, F32>(side, keys, block, next_block);
+                        }
                     }
-                    if side.count < Self::side::<V>() {
+                    if side.count < SIDE {
                         break;
                     }
                 }
@@ -258,20 +226,37 @@ impl Work<'_> {
     /// # Safety
     /// As for [`Work::scores`].
     #[inline(always)]
-    unsafe fn scores_of_count<V: Lanes, E: Element>(&self, side: Side, keys: *const u8, block: usize, next: *const u8) {
+    unsafe fn scores_of_side<V: Lanes, E: Element>(&self, side: Side, keys: *const u8, block: usize, next: *const u8) {
         // SAFETY: the caller's contract.
         unsafe {
-            match (side.count, V::N) {
-                (1, 16) => self.scores_of::<V, E, 1, 2>(side, keys, block, next),
-                (2, 16) => self.scores_of::<V, E, 2, 2>(side, keys, block, next),
-                (3, 16) => self.scores_of::<V, E, 3, 2>(side, keys, block, next),
-                (4, 16) => self.scores_of::<V, E, 4, 2>(side, keys, block, next),
-                (5, 16) => self.scores_of::<V, E, 5, 2>(side, keys, block, next),
-                (6, 16) => self.scores_of::<V, E, 6, 2>(side, keys, block, next),
-                (1, _) => self.scores_of::<V, E, 1, 4>(side, keys, block, next),
-                (2, _) => self.scores_of::<V, E, 2, 4>(side, keys, block, next),
-                (3, _) => self.scores_of::<V, E, 3, 4>(side, keys, block, next),
+            match side.count {
+                1 => self.scores_of_count::<V, E, 1>(side, keys, block, next),
+                2 => self.scores_of_count::<V, E, 2>(side, keys, block, next),
+                3 => self.scores_of_count::<V, E, 3>(side, keys, block, next),
+                4 => self.scores_of_count::<V, E, 4>(side, keys, block, next),
+                5 => self.scores_of_count::<V, E, 5>(side, keys, block, next),
+                6 => self.scores_of_count::<V, E, 6>(side, keys, block, next),
                 _ => {}
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Work::scores`].
+    #[inline(always)]
+    unsafe fn scores_of_count<V: Lanes, E: Element, const Q: usize>(
+        &self,
+        side: Side,
+        keys: *const u8,
+        block: usize,
+        next: *const u8,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if V::WIDE || Q > 2 {
+                self.scores_of::<V, E, Q, 2>(side, keys, block, next);
+            } else {
+                self.scores_of::<V, E, Q, 4>(side, keys, block, next);
             }
         }
     }
@@ -299,46 +284,32 @@ impl Work<'_> {
             unsafe {
                 let mut sums = [[V::splat(0.0); P]; Q];
                 for d in 0..head_dim {
-                    let mut x = [V::splat(0.0); Q];
-                    for i in 0..Q {
-                        x[i] = V::splat(*q[i].add(d));
-                    }
+                    let mut k = [V::splat(0.0); P];
                     for p in 0..P {
-                        let k: V = E::load(keys.add((d * KV_BLOCK + at + p * V::N) * E::BYTES));
-                        for i in 0..Q {
-                            sums[i][p] = k.fma(x[i], sums[i][p]);
+                        k[p] = E::load(keys.add((d * KV_BLOCK + at + p * V::N) * E::BYTES));
+                    }
+                    for i in 0..Q {
+                        let x = V::splat(*q[i].add(d));
+                        for p in 0..P {
+                            sums[i][p] = k[p].fma(x, sums[i][p]);
                         }
                     }
-                    prefetch_line::<V, E>(next, d * KV_BLOCK + at);
+                    if at == 0 {
+                        prefetch_line::<V, E>(next, d * KV_BLOCK);
+                    }
                 }
-                let scale = V::splat(self.scoring.scale);
                 for i in 0..Q {
                     let scores = self.score(side.queries[i], block * KV_BLOCK + at);
                     for p in 0..P {
-                        let score = sums[i][p].mul(scale);
-                        let score = match self.scoring.softcap {
-                            Some(cap) => score.div(V::splat(cap)).tanh().mul(V::splat(cap)),
-                            None => score,
-                        };
-                        score.store(scores.add(p * V::N));
+                        sums[i][p].store(scores.add(p * V::N));
                     }
                 }
             }
             at += P * V::N;
         }
-        for i in 0..Q {
-            let query = &self.queries[side.queries[i]];
-            let (first, end) = (block * KV_BLOCK, (block + 1) * KV_BLOCK);
-            if query.from > first || query.to < end {
-                for position in (first..query.from.min(end)).chain(query.to.max(first)..end) {
-                    // SAFETY: inside the block, which is inside the chunk.
-                    unsafe { *self.score(side.queries[i], position) = f32::NEG_INFINITY };
-                }
-            }
-        }
     }
 
-    /// Turns a query's scores into weights; notes their sum and the largest score.
+    /// Turns a query's products into scores and those into weights; notes their sum and the largest score.
     ///
     /// # Safety
     /// As for [`Work::scores`], which was called before.
@@ -353,6 +324,24 @@ impl Work<'_> {
         // SAFETY: the scores of these blocks were stored; two vectors divide a block.
         unsafe {
             let scores = self.score(number, first);
+            let scale = V::splat(self.scoring.scale);
+            let mut i = 0;
+            while i < count {
+                V::load(scores.add(i)).mul(scale).store(scores.add(i));
+                i += V::N;
+            }
+            if let Some(cap) = self.scoring.softcap {
+                let cap = V::splat(cap);
+                let mut i = 0;
+                while i < count {
+                    V::load(scores.add(i)).div(cap).tanh().mul(cap).store(scores.add(i));
+                    i += V::N;
+                }
+            }
+            // Whatever lies in blocks beyond what the query attends to has no weight.
+            for position in (first..query.from).chain(query.to..first + count) {
+                *self.score(number, position) = f32::NEG_INFINITY;
+            }
             let mut largest = [V::splat(f32::NEG_INFINITY); 2];
             let mut i = 0;
             while i < count {
@@ -383,26 +372,27 @@ impl Work<'_> {
     /// # Safety
     /// As for [`Work::weights`], which was called before.
     #[inline(always)]
-    unsafe fn values<V: Lanes, C: Cached>(&self) {
+    unsafe fn values<V: Lanes>(&self) {
         for block in self.blocks.clone() {
-            let attending = self.attending(block);
+            let reading = self.reading(block);
             // SAFETY: the block is one of the sequence's; the numbers are those of queries.
             unsafe {
                 let values = self.values_at(block);
-                let direct = attending <= C::direct_up_to(Self::side::<V>());
-                if !direct && attending > 0 {
+                if let Reading::Converted = reading {
                     load_values::<V>(self.kv.kv, values, self.scoring.head_dim, self.block);
                 }
                 let next_block = self.values_at((block + 1).min(self.blocks.end - 1));
                 let mut next = 0;
                 loop {
-                    let side = self.side_by_side(block, &mut next, Self::side::<V>());
-                    if direct {
-                        self.values_of_side::<V, C::Direct>(side, values, block, next_block);
-                    } else {
-                        self.values_of_side::<V, F32>(side, self.block.cast::<u8>(), block, next_block);
+                    let side = self.side_by_side(block, &mut next, SIDE);
+                    match reading {
+                        Reading::F16 => self.values_of_side::<V, F16>(side, values, block, next_block),
+                        Reading::F32 | Reading::Converted => {
+                            let values = if let Reading::F32 = reading { values } else { self.block.cast::<u8>() };
+                            self.values_of_side::<V, F32>(side, values, block, next_block);
+                        }
                     }
-                    if side.count < Self::side::<V>() {
+                    if side.count < SIDE {
                         break;
                     }
                 }
@@ -425,34 +415,33 @@ impl Work<'_> {
         if from > to {
             (from, to) = (end, end);
         }
-        let mut alone = Side { queries: [0; MAX_SIDE], count: 1 };
-        // SAFETY: the ranges lie inside the block and inside what each query attends to.
-        unsafe {
-            for &query in &side.queries[..side.count] {
+        // First what lies before the common positions, then those, then what lies behind.
+        for turn in 0..2 * side.count + 1 {
+            let (who, range) = if turn == side.count {
+                (side, from..to)
+            } else {
+                let query = side.queries[if turn < side.count { turn } else { turn - side.count - 1 }];
                 let own = self.queries[query];
-                let before = own.from.max(first)..from.min(own.to);
-                if !before.is_empty() {
-                    alone.queries[0] = query;
-                    self.values_of_range::<V, E, 1>(alone, values, before, next);
-                }
+                let own_range = if turn < side.count {
+                    own.from.max(first)..from.min(own.to)
+                } else {
+                    to.max(own.from)..own.to.min(end)
+                };
+                (Side { queries: [query; SIDE], count: 1 }, own_range)
+            };
+            if range.is_empty() {
+                continue;
             }
-            if from < to {
-                match side.count {
-                    1 => self.values_of_range::<V, E, 1>(side, values, from..to, next),
-                    2 => self.values_of_range::<V, E, 2>(side, values, from..to, next),
-                    3 => self.values_of_range::<V, E, 3>(side, values, from..to, next),
-                    4 => self.values_of_range::<V, E, 4>(side, values, from..to, next),
-                    5 => self.values_of_range::<V, E, 5>(side, values, from..to, next),
-                    6 => self.values_of_range::<V, E, 6>(side, values, from..to, next),
+            // SAFETY: the range lies inside the block and inside what each of the queries attends to.
+            unsafe {
+                match who.count {
+                    1 => self.values_of_range::<V, E, 1>(who, values, range, next),
+                    2 => self.values_of_range::<V, E, 2>(who, values, range, next),
+                    3 => self.values_of_range::<V, E, 3>(who, values, range, next),
+                    4 => self.values_of_range::<V, E, 4>(who, values, range, next),
+                    5 => self.values_of_range::<V, E, 5>(who, values, range, next),
+                    6 => self.values_of_range::<V, E, 6>(who, values, range, next),
                     _ => {}
-                }
-            }
-            for &query in &side.queries[..side.count] {
-                let own = self.queries[query];
-                let behind = to.max(own.from)..own.to.min(end);
-                if !behind.is_empty() {
-                    alone.queries[0] = query;
-                    self.values_of_range::<V, E, 1>(alone, values, behind, next);
                 }
             }
         }
@@ -472,7 +461,7 @@ impl Work<'_> {
         // SAFETY: the groups of vectors lie inside a row, whose length `V::N` divides.
         unsafe {
             let mut dim = 0;
-            if V::N == 16 {
+            if Q > 2 || V::WIDE {
                 while dim + 2 * V::N <= head_dim {
                     self.values_of::<V, E, Q, 2>(side, values, positions.clone(), dim, next);
                     dim += 2 * V::N;
@@ -516,18 +505,20 @@ impl Work<'_> {
             }
             let slot = positions.start % KV_BLOCK;
             for n in 0..positions.len() {
-                let mut x = [V::splat(0.0); Q];
-                for i in 0..Q {
-                    x[i] = V::splat(*weights[i].add(n));
-                }
                 let at = (slot + n) * head_dim + dim;
+                let mut v = [V::splat(0.0); P];
                 for p in 0..P {
-                    let v: V = E::load(values.add((at + p * V::N) * E::BYTES));
-                    for i in 0..Q {
-                        sums[i][p] = v.fma(x[i], sums[i][p]);
+                    v[p] = E::load(values.add((at + p * V::N) * E::BYTES));
+                }
+                for i in 0..Q {
+                    let x = V::splat(*weights[i].add(n));
+                    for p in 0..P {
+                        sums[i][p] = v[p].fma(x, sums[i][p]);
                     }
                 }
-                prefetch_line::<V, E>(next, at);
+                if dim.is_multiple_of(KV_BLOCK) {
+                    prefetch_line::<V, E>(next, at);
+                }
             }
             for i in 0..Q {
                 for p in 0..P {

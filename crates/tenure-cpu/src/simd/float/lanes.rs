@@ -13,6 +13,8 @@ use crate::simd::float::lanes_x86::{Avx2, Avx512};
 pub(crate) trait Lanes: Copy {
     /// How many floats.
     const N: usize;
+    /// Sixteen floats, and registers for twice as many accumulators. Code behind it is compiled for such vectors only.
+    const WIDE: bool = Self::N == 16;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;

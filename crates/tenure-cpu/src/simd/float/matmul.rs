@@ -32,16 +32,14 @@ pub struct Out {
 pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, out: Out) {
     let Some(row_bytes) = dtype.row_bytes(cols).filter(|&bytes| bytes > 0) else { return };
     assert!(w.len() == row_bytes * out.features && x.len().is_multiple_of(cols));
-    let product = Product { w: w.as_ptr(), row_bytes, features: out.features, x: x.as_ptr(), rows: x.len() / cols, cols, out };
-    if product.rows == 0 || product.features == 0 {
-        return;
-    }
-    match dtype {
-        DType::F32 => dispatch(isa, MatMul::<F32>(product, std::marker::PhantomData)),
-        DType::F16 => dispatch(isa, MatMul::<F16>(product, std::marker::PhantomData)),
-        DType::BF16 => dispatch(isa, MatMul::<Bf16>(product, std::marker::PhantomData)),
-        _ => {}
-    }
+    let float = match dtype {
+        DType::F32 => Float::F32,
+        DType::F16 => Float::F16,
+        DType::BF16 => Float::Bf16,
+        _ => return,
+    };
+    let (w, x, rows) = (w.as_ptr(), x.as_ptr(), x.len() / cols);
+    dispatch(isa, Product { float, w, row_bytes, features: out.features, x, rows, cols, out });
 }
 
 /// Rows from which on weights are converted once for all of them.
@@ -57,7 +55,15 @@ const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
 const AHEAD: usize = 1024;
 
+#[derive(Clone, Copy)]
+enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
 struct Product {
+    float: Float,
     w: *const u8,
     row_bytes: usize,
     features: usize,
@@ -93,30 +99,43 @@ impl Product {
     }
 }
 
-struct MatMul<E>(Product, std::marker::PhantomData<E>);
-
-impl<E: Element> Kernel for MatMul<E> {
+impl Kernel for Product {
     type Result = ();
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the product is as `matmul` checked it; the caller vouches for the instruction set.
         unsafe {
-            if self.0.rows < CONVERT_FROM {
-                let mut row = 0;
-                while row < self.0.rows {
-                    let count = (self.0.rows - row).min(3);
-                    match count {
-                        1 => stream::<V, E, 1>(&self.0, row),
-                        2 => stream::<V, E, 2>(&self.0, row),
-                        _ => stream::<V, E, 3>(&self.0, row),
-                    }
-                    row += count;
-                }
-            } else {
-                converted::<V, E>(&self.0);
+            if self.rows >= CONVERT_FROM {
+                return converted::<V>(&self);
+            }
+            match self.float {
+                Float::F32 => streams::<V, F32>(&self),
+                Float::F16 => streams::<V, F16>(&self),
+                Float::Bf16 => streams::<V, Bf16>(&self),
             }
         }
+    }
+}
+
+/// All features for a few rows.
+///
+/// # Safety
+/// As for [`matmul`].
+#[inline(always)]
+unsafe fn streams<V: Lanes, E: Element>(product: &Product) {
+    let mut row = 0;
+    while row < product.rows {
+        let count = (product.rows - row).min(3);
+        // SAFETY: so many rows are left.
+        unsafe {
+            match count {
+                1 => stream::<V, E, 1>(product, row),
+                2 => stream::<V, E, 2>(product, row),
+                _ => stream::<V, E, 3>(product, row),
+            }
+        }
+        row += count;
     }
 }
 
@@ -221,10 +240,10 @@ struct Room {
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-unsafe fn converted<V: Lanes, E: Element>(product: &Product) {
+unsafe fn converted<V: Lanes>(product: &Product) {
     let mut room = Room { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
     let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<f32>());
-    let side = if V::N == 16 { 6 } else { 3 };
+    let side = if V::WIDE { 6 } else { 3 };
     let mut row = 0;
     while row < product.rows {
         let rows = ROWS.min(product.rows - row);
@@ -238,8 +257,12 @@ unsafe fn converted<V: Lanes, E: Element>(product: &Product) {
                 // accumulators only from the second piece of columns on.
                 unsafe {
                     for f in 0..features {
-                        let from = product.weight(feature + f).add(col * E::BYTES);
-                        convert::<V, E>(from, cols, w.add(f * COLS));
+                        let (from, to) = (product.weight(feature + f), w.add(f * COLS));
+                        match product.float {
+                            Float::F32 => convert::<V, F32>(from, col, cols, to),
+                            Float::F16 => convert::<V, F16>(from, col, cols, to),
+                            Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
+                        }
                     }
                     let mut t = 0;
                     while t < rows {
@@ -250,9 +273,10 @@ unsafe fn converted<V: Lanes, E: Element>(product: &Product) {
                             1 => tiles::<V, 1>(&piece, features, sums),
                             2 => tiles::<V, 2>(&piece, features, sums),
                             3 => tiles::<V, 3>(&piece, features, sums),
-                            4 => tiles::<V, 4>(&piece, features, sums),
-                            5 => tiles::<V, 5>(&piece, features, sums),
-                            _ => tiles::<V, 6>(&piece, features, sums),
+                            4 if V::WIDE => tiles::<V, 4>(&piece, features, sums),
+                            5 if V::WIDE => tiles::<V, 5>(&piece, features, sums),
+                            _ if V::WIDE => tiles::<V, 6>(&piece, features, sums),
+                            _ => {}
                         }
                         t += count;
                     }
@@ -274,15 +298,16 @@ unsafe fn converted<V: Lanes, E: Element>(product: &Product) {
     }
 }
 
-/// Converts `cols` elements, padded with zeros to whole vectors.
+/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors.
 ///
 /// # Safety
-/// `from` is valid for `cols` elements, `to` for `COLS`; `cols <= COLS`.
+/// The row is valid for `col + cols` elements, `to` for `COLS`; `cols <= COLS`.
 #[inline(always)]
-unsafe fn convert<V: Lanes, E: Element>(from: *const u8, cols: usize, to: *mut f32) {
+unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize, to: *mut f32) {
     let mut i = 0;
     // SAFETY: below `cols`; the padding ends at a multiple of the vector's size, which divides `COLS`.
     unsafe {
+        let from = row.add(col * E::BYTES);
         while i + V::N <= cols {
             E::load::<V>(from.add(i * E::BYTES)).store(to.add(i));
             i += V::N;
@@ -523,9 +548,10 @@ mod tests {
             let mut got = vec![0.0; rows * features];
             let out = Out { base: got.as_mut_ptr(), stride: features, features };
             let row_bytes = cols * 2;
-            let product = Product { w: w.as_ptr(), row_bytes, features, x: x.as_ptr(), rows, cols, out };
+            let product =
+                Product { float: Float::F16, w: w.as_ptr(), row_bytes, features, x: x.as_ptr(), rows, cols, out };
             // SAFETY: plain vectors run everywhere, and the product is as `matmul` makes it.
-            unsafe { MatMul::<F16>(product, std::marker::PhantomData).run::<Plain<16>>() };
+            unsafe { product.run::<Plain<16>>() };
             assert_same_bits(&got, &want, "16 lanes");
         }
     }
