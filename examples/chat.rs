@@ -50,8 +50,7 @@ fn chat(arguments: &Arguments) -> Result<(), Refusal> {
         messages.push(Message::user(line));
         let cancel = Cancel::new();
         current.set(&cancel);
-        let options =
-            GenerateOptions { sampler: arguments.sampler.params(), cancel, ..GenerateOptions::default() };
+        let options = GenerateOptions { sampler: arguments.sampler.params(), cancel, ..GenerateOptions::default() };
         let mut said = String::new();
         let mut answer = session.generate_with(Prompt::Chat(messages.clone()), options)?;
         loop {

@@ -130,8 +130,8 @@ fn prompt(arguments: &Arguments) -> Result<Prompt, Refusal> {
             if path.as_os_str() == "-" {
                 std::io::stdin().read_to_end(&mut bytes)?;
             } else {
-                bytes = std::fs::read(path)
-                    .map_err(|error| Refusal::new("Io", format!("{}: {error}", path.display())))?;
+                bytes =
+                    std::fs::read(path).map_err(|error| Refusal::new("Io", format!("{}: {error}", path.display())))?;
             }
             String::from_utf8(bytes).map_err(|error| Refusal::new("BadPrompt", error))?
         }

@@ -45,7 +45,9 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         println!("{:16} {:>15}  {total}", "total", total.get());
         println!("{:16} {:>15}  {}", "free", report.free().get(), report.free());
         match &advice {
-            None => println!("fits, with a context of {} for each of {} sequences", plan.context(), arguments.sequences),
+            None => {
+                println!("fits, with a context of {} for each of {} sequences", plan.context(), arguments.sequences)
+            }
             Some(advice) => println!("does not fit: {advice}"),
         }
     }

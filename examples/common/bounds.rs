@@ -24,8 +24,5 @@ impl Bounds {
 
 /// Measures with `threads` threads.
 pub fn measure(threads: usize) -> Bounds {
-    Bounds {
-        read_bytes_per_s: read_bandwidth(threads, 3),
-        int8_ops_per_s: int8_peak(Isa::best(), threads, 3),
-    }
+    Bounds { read_bytes_per_s: read_bandwidth(threads, 3), int8_ops_per_s: int8_peak(Isa::best(), threads, 3) }
 }

@@ -2,5 +2,7 @@
 
 pub mod bounds;
 pub mod cli;
+pub mod fetch;
+pub mod hub;
 pub mod interrupt;
 pub mod progress;

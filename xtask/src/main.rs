@@ -1,2 +1,159 @@
-//! Checks and chores of the Tenure workspace.
-fn main() {}
+//! Checks and chores of the Tenure workspace: `cargo xtask check`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// What each crate may use, and where it may be unsafe: nowhere, or below these paths.
+const CRATES: [(&str, &[&str], &[&str]); 9] = [
+    ("tenure-tensor", &[], &[]),
+    ("tenure-weights", &["tenure-tensor"], &["src/file.rs", "src/store.rs"]),
+    ("tenure-graph", &["tenure-tensor"], &[]),
+    ("tenure-device", &["tenure-tensor", "tenure-graph"], &["src/backend.rs", "src/segment.rs"]),
+    ("tenure-cpu", &["tenure-tensor", "tenure-graph", "tenure-device"], &["src/simd/", "src/raw/", "src/backend.rs"]),
+    ("tenure-models", &["tenure-tensor", "tenure-weights", "tenure-graph"], &[]),
+    ("tenure-tokenizer", &["tenure-tensor", "tenure-weights"], &[]),
+    ("tenure-sampling", &[], &[]),
+    (
+        "tenure",
+        &[
+            "tenure-tensor",
+            "tenure-weights",
+            "tenure-graph",
+            "tenure-device",
+            "tenure-cpu",
+            "tenure-models",
+            "tenure-tokenizer",
+            "tenure-sampling",
+        ],
+        &[],
+    ),
+];
+
+/// A file with more lines than this holds a second concept.
+const LONG: usize = 700;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("check") => check(),
+        _ => {
+            eprintln!("usage: cargo xtask check");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn check() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut faults = Vec::new();
+    for (name, allowed, unsafe_paths) in CRATES {
+        let folder = root.join("crates").join(name);
+        arrows(&folder, name, allowed, &mut faults);
+        unsafety(&folder, name, unsafe_paths, &mut faults);
+    }
+    kernels(&root.join("kernels"), &mut faults);
+    tracked(&root, &mut faults);
+    for fault in &faults {
+        eprintln!("fault: {fault}");
+    }
+    if faults.is_empty() {
+        println!("layering, unsafety, kernels and tracked files: as they should be");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Dependencies on crates of the workspace point downward only.
+fn arrows(folder: &Path, name: &str, allowed: &[&str], faults: &mut Vec<String>) {
+    let manifest = read(&folder.join("Cargo.toml"), faults);
+    let mut in_dependencies = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            in_dependencies =
+                line == "[dependencies]" || line.starts_with("[target.") && line.ends_with("dependencies]");
+        }
+        let used = line.split(['.', ' ', '=']).next().unwrap_or_default();
+        if in_dependencies && used.starts_with("tenure") && !allowed.contains(&used) {
+            faults.push(format!("{name} uses {used}"));
+        }
+    }
+}
+
+/// Unsafe code is where the crate says, and the others forbid it.
+fn unsafety(folder: &Path, name: &str, allowed: &[&str], faults: &mut Vec<String>) {
+    let lib = read(&folder.join("src/lib.rs"), faults);
+    if allowed.is_empty() && !lib.contains("#![forbid(unsafe_code)]") {
+        faults.push(format!("{name} does not forbid unsafe code"));
+    }
+    for file in sources(&folder.join("src")) {
+        let text = read(&file, faults);
+        let inside =
+            file.strip_prefix(folder).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let is_unsafe = code
+            .clone()
+            .any(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe"));
+        if is_unsafe && !allowed.iter().any(|path| inside.starts_with(path)) {
+            faults.push(format!("{name}/{inside} has unsafe code"));
+        }
+        let lines = text.lines().count();
+        if lines > LONG {
+            println!("note: {name}/{inside} has {lines} lines");
+        }
+    }
+}
+
+/// Each source has its entry in the manifest. While there are no sources, the manifest says so.
+fn kernels(folder: &Path, faults: &mut Vec<String>) {
+    let manifest = read(&folder.join("manifest.toml"), faults);
+    for language in ["cuda", "vulkan"] {
+        for file in sources(&folder.join(language)) {
+            let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+            if !manifest.contains(&format!("{language}/{name}")) {
+                faults.push(format!("kernels/{language}/{name} is not in the manifest"));
+            }
+        }
+    }
+}
+
+/// Tracked text files name no machine's folders.
+fn tracked(root: &Path, faults: &mut Vec<String>) {
+    let listed = Command::new("git").args(["ls-files"]).current_dir(root).output();
+    let Ok(listed) = listed else {
+        // A source archive without git has nothing to check here.
+        return;
+    };
+    let marks = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for name in String::from_utf8_lossy(&listed.stdout).lines() {
+        let Ok(text) = std::fs::read_to_string(root.join(name)) else { continue };
+        for (at, line) in text.lines().enumerate() {
+            if marks.iter().any(|mark| line.contains(mark)) {
+                found.entry(name.to_owned()).or_insert(at + 1);
+            }
+        }
+    }
+    faults.extend(found.into_iter().map(|(name, line)| format!("{name}:{line} names a machine's folder")));
+}
+
+/// Every file below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn read(path: &Path, faults: &mut Vec<String>) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| {
+        faults.push(format!("{}: {error}", path.display()));
+        String::new()
+    })
+}

@@ -25,7 +25,6 @@ pub(crate) trait Merges {
 pub(crate) struct ByRank<'a> {
     pub(crate) vocab: &'a Vocab,
     pub(crate) pairs: &'a PairTable,
-    pub(crate) unk: Option<u32>,
 }
 
 impl Merges for ByRank<'_> {
@@ -37,10 +36,8 @@ impl Merges for ByRank<'_> {
         bytes.first().and_then(|&byte| self.vocab.byte(byte))
     }
 
-    /// A byte without a token is lost, unless there is a token for the unknown.
-    fn rest(&self, _: &[u8], out: &mut Vec<u32>) {
-        out.extend(self.unk);
-    }
+    /// A byte without a token is lost: so it was in training, and so it is in llama.cpp.
+    fn rest(&self, _: &[u8], _: &mut Vec<u32>) {}
 }
 
 /// Merges by score, from single characters.
@@ -150,9 +147,7 @@ impl Merger {
         self.symbols.clear();
         let memory = |what, len: usize, each| TokenizerError::HostOutOfMemory { what, bytes: len.saturating_mul(each) };
         let count = text.len();
-        self.symbols
-            .try_reserve(count)
-            .map_err(|_| memory("the symbols of a text", count, size_of::<Symbol>()))?;
+        self.symbols.try_reserve(count).map_err(|_| memory("the symbols of a text", count, size_of::<Symbol>()))?;
         // Each merge takes a symbol away and adds two pairs.
         self.queue.try_reserve(count).map_err(|_| memory("the pairs of a text", count, 8))?;
         let mut start = 0;

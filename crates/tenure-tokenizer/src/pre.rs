@@ -220,8 +220,7 @@ const PUNCTUATION: &[(char, char)] = &[
     ('\u{2018}', '\u{201f}'),
     ('\u{3000}', '\u{3002}'),
 ];
-const IDEOGRAPHS: &[(char, char)] =
-    &[('\u{4e00}', '\u{9fa5}'), ('\u{800}', '\u{4e00}'), ('\u{ac00}', '\u{d7ff}')];
+const IDEOGRAPHS: &[(char, char)] = &[('\u{4e00}', '\u{9fa5}'), ('\u{800}', '\u{4e00}'), ('\u{ac00}', '\u{d7ff}')];
 const IDEOGRAPHS_KANA: &[(char, char)] =
     &[('\u{4e00}', '\u{9fa5}'), ('\u{3040}', '\u{309f}'), ('\u{30a0}', '\u{30ff}')];
 /// The letters with case that DeepSeek's first vocabularies were trained with.

@@ -55,7 +55,8 @@ impl<'a> VocabSource<'a> {
     /// When `model` or `tokens`, or the `merges` of a `gpt2` vocabulary, are missing, or a key has another type.
     pub fn from_gguf(metadata: &'a Metadata) -> Result<Self, TokenizerError> {
         let keys = Keys(metadata);
-        let model = keys.str("tokenizer.ggml.model")?.ok_or(TokenizerError::MissingKey { key: "tokenizer.ggml.model" })?;
+        let model =
+            keys.str("tokenizer.ggml.model")?.ok_or(TokenizerError::MissingKey { key: "tokenizer.ggml.model" })?;
         let merges = keys.strs("tokenizer.ggml.merges")?;
         if model == "gpt2" && merges.is_none() {
             return Err(TokenizerError::MissingKey { key: "tokenizer.ggml.merges" });

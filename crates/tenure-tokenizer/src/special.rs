@@ -60,13 +60,8 @@ impl SpecialTokens {
                 }
             }
         }
-        let mut found = SpecialTokens {
-            tokens: list,
-            texts,
-            by_text,
-            by_prefix: Vec::new(),
-            lengths: vec![Vec::new()],
-        };
+        let mut found =
+            SpecialTokens { tokens: list, texts, by_text, by_prefix: Vec::new(), lengths: vec![Vec::new()] };
         if !by_prefix.is_empty() {
             found.by_prefix = vec![0; 1 << 16];
         }

@@ -169,8 +169,7 @@ impl<'a> Scan<'a> {
             }
             Letters::AfterOne { of, not_after } => {
                 // The one before may be a letter itself; then it is the run's first.
-                let first =
-                    if matches!(c, '\r' | '\n') || kinds.is(not_after) { at } else { self.after(at) };
+                let first = if matches!(c, '\r' | '\n') || kinds.is(not_after) { at } else { self.after(at) };
                 let first = if kinds.is(of) { at } else { first };
                 let end = self.run(first, usize::MAX, |_, kinds| kinds.is(of));
                 if end > first { end } else { at }

@@ -28,7 +28,8 @@ pub struct EncodeOptions {
 /// Everything is checked when it is made; encoding takes time proportional to n log n for a text of n bytes, whatever
 /// the text is, and panics on none.
 ///
-/// Of several tokens with one text the first is found. Empty tokens are allowed and never found. The keys
+/// A byte that no token of a byte-level vocabulary stands for is left out; all vocabularies that know no such byte
+/// were trained so. Of several tokens with one text the first is found. Empty tokens are allowed and never found. The keys
 /// `add_space_prefix` and `scores` concern only vocabularies merged by score; `remove_extra_whitespaces` does not
 /// concern either kind.
 #[derive(Debug)]
@@ -145,11 +146,17 @@ impl Tokenizer {
         let unk = id("tokenizer.ggml.unknown_token_id", special.unk)?;
         let pad = id("tokenizer.ggml.padding_token_id", special.pad)?;
 
-        let named = |name: &str| source.tokens.iter().position(|&text| text == name).map(|i| i as u32);
-        let by_name = |vocab: &Vocab, name: &str| vocab.find_text(name).or_else(|| {
-            // A name that the vocabulary does not spell with bytes is rare, and so is the search.
-            (!name.is_ascii()).then(|| named(name))?
-        });
+        // The only well-known names that byte-level vocabularies do not spell byte by byte.
+        let wide: Vec<(u32, &str)> = match &algorithm {
+            Algorithm::Rank { .. } => {
+                let tokens = source.tokens.iter().zip(0u32..);
+                tokens.filter(|(text, _)| text.starts_with("<\u{ff5c}")).map(|(&text, i)| (i, text)).collect()
+            }
+            Algorithm::Score { .. } => Vec::new(),
+        };
+        let by_name = |vocab: &Vocab, name: &str| {
+            vocab.find_text(name).or_else(|| wide.iter().find(|(_, text)| *text == name).map(|&(token, _)| token))
+        };
         let ends = names::find(&mut vocab, by_name, eot, eom);
         let mut ends_generation = ends.generation;
         ends_generation.extend([eos, ends.eot, ends.eom].into_iter().flatten());
@@ -219,14 +226,16 @@ impl Tokenizer {
         let (vocab, unk) = (&self.vocab, self.unk);
         match &self.algorithm {
             Algorithm::Rank { pre, classes, pairs } => {
-                let merges = ByRank { vocab, pairs, unk };
+                let merges = ByRank { vocab, pairs };
                 let mut result = Ok(());
                 split(classes, &pre.passes, text, &mut |word| {
                     let word = text.as_bytes().get(word).unwrap_or_default();
                     if result.is_err() {
                         return;
                     }
-                    if pre.ignore_merges && let Some(token) = vocab.find(word) {
+                    if pre.ignore_merges
+                        && let Some(token) = vocab.find(word)
+                    {
                         out.push(token);
                         return;
                     }
@@ -236,10 +245,9 @@ impl Tokenizer {
             }
             Algorithm::Score { scores, add_space } => {
                 let mut spaced = String::new();
-                spaced.try_reserve(text.len() + 1).map_err(|_| TokenizerError::HostOutOfMemory {
-                    what: "a text",
-                    bytes: text.len() + 1,
-                })?;
+                spaced
+                    .try_reserve(text.len() + 1)
+                    .map_err(|_| TokenizerError::HostOutOfMemory { what: "a text", bytes: text.len() + 1 })?;
                 if *add_space && after_special {
                     spaced.push(' ');
                 }

@@ -242,14 +242,21 @@ pub(crate) fn spell(spelling: Spelling, text: &str, out: &mut Vec<u8>) -> bool {
         Spelling::ByteLevel => text.chars().all(|c| byte_of(c).inspect(|&byte| out.push(byte)).is_some()),
         Spelling::Pieces => {
             // Text is merged with U+2581 for its spaces, so no merge makes a token with a space.
-            if text.contains(' ') {
-                return false;
-            }
-            let mut parts = text.split(SPACE);
-            out.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
-            for part in parts {
-                out.push(b' ');
-                out.extend_from_slice(part.as_bytes());
+            let mut rest = text.as_bytes();
+            while let Some((&byte, after)) = rest.split_first() {
+                if byte == b' ' {
+                    return false;
+                }
+                match rest.strip_prefix(SPACE.as_bytes()) {
+                    Some(after) if byte >= 0x80 => {
+                        out.push(b' ');
+                        rest = after;
+                    }
+                    _ => {
+                        out.push(byte);
+                        rest = after;
+                    }
+                }
             }
             true
         }

@@ -88,7 +88,7 @@ fn expensive_files_are_cheap() {
     let header = t31.len() - 32 * 30_000;
     // Tensor data is not read: the header alone counts.
     let file = measure("T31", header, SECOND, || Gguf::from_bytes(&t31)).unwrap();
-    assert_eq!(file.find("7abc").unwrap().spec().name, "7abc");
+    assert_eq!(file.find("7000").unwrap().spec().name, "7000");
     drop((t31, file));
 
     let tokens: Vec<u8> = (0..262_144).flat_map(|i| str_bytes(format!("{i}"))).collect();
@@ -133,7 +133,7 @@ fn a_large_sparse_file_is_not_read() {
     let folder = Folder::new();
     let header = Raw::new().info("t", &[1 << 30], 0, 0).header();
     let path = folder.write("sparse.gguf", &header);
-    std::fs::File::options().write(true).open(&path).unwrap().set_len(96 + (4 << 30)).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(64 + (4 << 30)).unwrap();
     // The reader looks ahead by at most 64 KiB here.
     let store = measure("a tensor of 4 GiB", 64 << 10, SECOND, || WeightStore::open(&path)).unwrap();
     let mut end = [1; 16];

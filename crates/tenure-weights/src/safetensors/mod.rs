@@ -8,7 +8,7 @@
 //! - The header has at most 100,000,000 bytes, starts with `{` and ends with it or with white space.
 //! - An unknown field of a tensor, a repeated field and a `__metadata__` value that is not a string are
 //!   [`BadHeader`](crate::ErrorKind::BadHeader).
-//! - Types without a [`DType`] (4 and 6 bits, complex, E8M0, FNUZ) are [`BadDtype`](crate::ErrorKind::BadDtype).
+//! - Types without a [`DType`](tenure_tensor::DType) (4 and 6 bits, complex, E8M0, FNUZ) are [`BadDtype`](crate::ErrorKind::BadDtype).
 //! - Tensor names have 1 to 65,535 bytes and no NUL; they are never used as paths. Tensors have at most 8 dimensions.
 //! - The tensors tile the data section exactly, in any order; nothing follows the last.
 //! - The bytes of `BOOL` tensors are not looked at.
