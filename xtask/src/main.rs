@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use sha2::{Digest, Sha256};
+
 /// What each crate may use, and where it may be unsafe: nowhere, or below these paths.
 const CRATES: [(&str, &[&str], &[&str]); 9] = [
     ("tenure-tensor", &[], &[]),
@@ -104,27 +106,59 @@ fn unsafety(folder: &Path, name: &str, allowed: &[&str], faults: &mut Vec<String
     }
 }
 
-/// Each source has its entry in the manifest. While there are no sources, the manifest says so.
+/// Each source has its entry in the manifest with its SHA-256, and what the entry says was made from it is there.
 fn kernels(folder: &Path, faults: &mut Vec<String>) {
     let manifest = read(&folder.join("manifest.toml"), faults);
+    let manifest: Vec<&str> = manifest.lines().filter(|line| !line.starts_with('#')).collect();
+    let manifest = manifest.join("\n");
+    let mut listed = BTreeMap::new();
+    for entry in manifest.split("[[kernel]]").skip(1) {
+        let values = |key: &str| -> Vec<String> {
+            let line = entry.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| name.trim() == key);
+            line.map_or_else(Vec::new, |(_, value)| value.split('"').skip(1).step_by(2).map(str::to_owned).collect())
+        };
+        let Some(source) = values("source").pop() else {
+            faults.push("kernels/manifest.toml has an entry without a source".to_owned());
+            continue;
+        };
+        for output in values("outputs") {
+            if !folder.join(&output).is_file() {
+                faults.push(format!("kernels/{output}, made from {source}, is missing"));
+            }
+        }
+        listed.insert(source, values("sha256").pop().unwrap_or_default());
+    }
     for language in ["cuda", "vulkan"] {
         for file in sources(&folder.join(language)) {
-            let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-            if !manifest.contains(&format!("{language}/{name}")) {
-                faults.push(format!("kernels/{language}/{name} is not in the manifest"));
+            let name =
+                file.strip_prefix(folder).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            match listed.remove(&name) {
+                Some(known) if known == hash => {}
+                Some(_) => faults.push(format!("kernels/{name} is not the source its outputs were made from")),
+                None => faults.push(format!("kernels/{name} is not in the manifest")),
             }
         }
     }
+    faults.extend(listed.into_keys().map(|source| format!("kernels/{source} is in the manifest but not there")));
 }
 
-/// Tracked text files name no machine's folders.
+/// Tracked text files name no machine's folders and no package registry.
 fn tracked(root: &Path, faults: &mut Vec<String>) {
     let listed = Command::new("git").args(["ls-files"]).current_dir(root).output();
     let Ok(listed) = listed else {
         // A source archive without git has nothing to check here.
         return;
     };
-    let marks = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+    let marks = [
+        concat!("/wo", "rk/"),
+        concat!("/ro", "ot/"),
+        concat!("/ho", "me/"),
+        concat!("pypi", ".org"),
+        concat!("pythonhosted", ".org"),
+        concat!("static.crates", ".io"),
+    ];
     let mut found: BTreeMap<String, usize> = BTreeMap::new();
     for name in String::from_utf8_lossy(&listed.stdout).lines() {
         let Ok(text) = std::fs::read_to_string(root.join(name)) else { continue };
@@ -134,7 +168,8 @@ fn tracked(root: &Path, faults: &mut Vec<String>) {
             }
         }
     }
-    faults.extend(found.into_iter().map(|(name, line)| format!("{name}:{line} names a machine's folder")));
+    faults
+        .extend(found.into_iter().map(|(name, line)| format!("{name}:{line} names a machine's folder or a registry")));
 }
 
 /// Every file below a folder.

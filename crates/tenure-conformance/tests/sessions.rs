@@ -157,8 +157,3 @@ fn cancellation_and_deadlines_end_work_and_harm_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert!(generation.next(soon().deadline).expect("goes on").is_some(), "a deadline that passed loses nothing");
 }
-
-#[test]
-fn a_session_stays_with_one_thread_at_a_time() {
-    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
-}

@@ -9,7 +9,7 @@ use crate::layout::{self, Scratch};
 use crate::lower::lower;
 use crate::raw::load::STAGING;
 use crate::raw::memory;
-use crate::simd::{Isa, kv};
+use crate::simd::{Isa, attention};
 
 /// How the CPU is used.
 #[derive(Clone, Debug, Default)]
@@ -85,10 +85,10 @@ unsafe impl Backend for Cpu {
         layout::weight_layout(weight)
     }
 
-    fn kv_block_bytes(&self, layer: KvLayer, kv_type: KvType) -> Result<ByteSize, DeviceError> {
-        kv::block_bytes(kv_type, layer.head_dim)
+    fn kv_block_bytes(&self, layer: KvLayer, kv: KvType) -> Result<ByteSize, DeviceError> {
+        attention::block_bytes(kv, layer.head_dim)
             .map(|head| ByteSize::of(head).times(layer.heads as u64))
-            .ok_or(DeviceError::UnsupportedKv { kv: kv_type, head_dim: layer.head_dim })
+            .ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {

@@ -15,7 +15,7 @@ use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
 use crate::rope::RopeAngles;
-use crate::simd::{Isa, kv};
+use crate::simd::{Isa, attention};
 
 pub(crate) struct CpuLane {
     team: Arc<Team>,
@@ -65,7 +65,7 @@ impl Lane for CpuLane {
         let mut layers = Vec::new();
         let mut end = 0usize;
         for &layer in plan.kv_layers() {
-            let head = kv::block_bytes(memory.kv.kv, layer.head_dim)
+            let head = attention::block_bytes(memory.kv.kv, layer.head_dim)
                 .ok_or(DeviceError::UnsupportedKv { kv: memory.kv.kv, head_dim: layer.head_dim })?;
             layers.push((end, head * layer.heads));
             end += head * layer.heads * memory.kv.blocks;

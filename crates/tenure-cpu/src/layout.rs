@@ -5,7 +5,7 @@ use tenure_graph::{Plan, WeightId, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
-use crate::simd::{kv, panels};
+use crate::simd::{attention, panels};
 
 /// How a weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,18 +98,18 @@ impl Scratch {
         };
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
-        let chunks = shape.context.div_ceil(kv::CHUNK);
+        let chunks = shape.context.div_ceil(attention::CHUNK);
         for phase in &lowered.phases {
             if let Phase::Attention(op) = phase {
                 let head_dim = plan.kv_layer(op.layer).head_dim;
-                attention_bytes = attention_bytes.max(kv::scratch_floats(head_dim) * 2 * size_of::<f32>());
-                let one = kv::Partial::floats(head_dim) * size_of::<f32>();
+                attention_bytes = attention_bytes.max(attention::scratch_floats(head_dim) * size_of::<f32>());
+                let one = attention::partial_floats(head_dim) * size_of::<f32>();
                 partial = partial.max(split_rows * op.heads * chunks * one);
             }
         }
         let attention_bytes = attention_bytes.next_multiple_of(64);
-        let attention = take(attention_bytes * members);
+        let attention_at = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch { ropes, quantized, attention, attention_bytes, partials, chunks, split_rows, bytes: end }
+        Scratch { ropes, quantized, attention: attention_at, attention_bytes, partials, chunks, split_rows, bytes: end }
     }
 }

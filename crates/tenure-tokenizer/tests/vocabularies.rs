@@ -239,10 +239,12 @@ fn a_million_merges_load_in_linear_time() {
     assert_eq!(tokenizer.vocab_size(), tokens.len());
 }
 
+type Field = fn(&mut SpecialIds) -> &mut Option<i64>;
+
 #[test]
 fn special_ids_are_tokens() {
     let by_score = ByScore::new(&[]);
-    let cases: [(&str, fn(&mut SpecialIds) -> &mut Option<i64>); 6] = [
+    let cases: [(&str, Field); 6] = [
         ("tokenizer.ggml.bos_token_id", |ids| &mut ids.bos),
         ("tokenizer.ggml.eos_token_id", |ids| &mut ids.eos),
         ("tokenizer.ggml.eot_token_id", |ids| &mut ids.eot),

@@ -101,7 +101,16 @@ impl Engine {
         })
     }
 
-    /// Loads what was planned into what was reserved.
+    /// Loads what was planned into what was reserved. A reservation is used once:
+    ///
+    /// ```compile_fail,E0382
+    /// use tenure::{Engine, LoadOptions, LoadPlan, Reservation, Text};
+    ///
+    /// fn twice(engine: &Engine, a: LoadPlan<Text>, b: LoadPlan<Text>, reservation: Reservation) {
+    ///     let _ = engine.load(a, reservation, &LoadOptions::default());
+    ///     let _ = engine.load(b, reservation, &LoadOptions::default());
+    /// }
+    /// ```
     ///
     /// # Errors
     /// When reading, memory or time fails. Everything taken is given back.

@@ -44,6 +44,11 @@ pub(crate) mod sealed {
 }
 
 /// A loaded model of one family. Clones share it.
+///
+/// ```compile_fail,E0277
+/// enum Mine {}
+/// let _: Option<tenure::ModelHandle<Mine>> = None;
+/// ```
 pub struct ModelHandle<F: Family>(pub(crate) Arc<F::Loaded>);
 
 impl<F: Family> ModelHandle<F> {

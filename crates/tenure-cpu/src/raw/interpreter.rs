@@ -16,9 +16,9 @@ use crate::layout::{Layout, Scratch};
 use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
 use crate::raw::team::{Broken, Member, Team};
 use crate::rope::RopeAngles;
-use crate::simd::kv::{self, Blocks, Partial, Query, Scores};
-use crate::simd::rows::Out;
-use crate::simd::{Isa, elementwise, panels, rows};
+use crate::simd::attention::{self, HeadsOut, KvView, Queries, Scoring};
+use crate::simd::float::Out;
+use crate::simd::{Isa, float, panels};
 
 /// A plan bound to memory.
 pub(crate) struct Interpreter {
@@ -83,7 +83,7 @@ impl Exec for Interpreter {
         self.out_rows = step.outputs.len();
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let run = Run {
-            split: step.tokens.len() <= self.scratch.split_rows && longest > kv::CHUNK,
+            split: step.tokens.len() <= self.scratch.split_rows && longest > attention::CHUNK,
             halt_after: AtomicUsize::new(usize::MAX),
             me: self,
             step,
@@ -289,9 +289,9 @@ impl Run<'_> {
     unsafe fn row_op(&self, op: &RowOp, row: usize) {
         let me = self.me;
         let isa = me.isa;
-        // SAFETY (this and the blocks below): `row` is below the step's rows, which are below the capacity; the caller
-        // upholds exclusiveness. A result that shares its input's memory is written in place.
+        // SAFETY: `row` is below the step's rows, which are below the capacity; the caller upholds exclusiveness.
         let read = |val| unsafe { me.row(val, row) };
+        // SAFETY: as above. A result that shares its input's memory is written in place.
         let write = |val| unsafe { me.row_mut(val, row) };
         let in_place = |x: Val, out: Val| {
             if me.plan.span(x) != me.plan.span(out) {
@@ -302,25 +302,30 @@ impl Run<'_> {
         match *op {
             RowOp::RopeTable { table } => {
                 let angles = &me.ropes[table];
-                elementwise::rope_table(self.step.positions[row], angles, me.rope_table(table, row));
+                float::rope_table(
+                    self.step.positions[row],
+                    &angles.per_position,
+                    angles.magnitude,
+                    me.rope_table(table, row),
+                );
             }
             RowOp::Embed { table, scale, out } => {
                 let out = write(out);
                 me.weight(table).look_up(self.step.tokens[row] as usize, out);
                 if scale != 1.0 {
-                    elementwise::scale(out, scale);
+                    float::scale(isa, out, scale);
                 }
             }
             RowOp::RmsNorm { x, weight, eps, group, out } => {
                 let weight = me.vector(weight);
                 for (x, out) in read(x).chunks_exact(group).zip(write(out).chunks_exact_mut(group)) {
-                    elementwise::rms_norm(isa, x, weight, eps, out);
+                    float::rms_norm(isa, x, Some(weight), eps, out);
                 }
             }
             RowOp::Rope { x, head_dim, table, out } => {
                 let style = me.lowered.ropes[table].style;
                 for head in in_place(x, out).chunks_exact_mut(head_dim) {
-                    elementwise::rope(style, head, me.rope_table(table, row));
+                    float::rope(isa, style, head, me.rope_table(table, row));
                 }
             }
             RowOp::KvStore { k, v, layer } => {
@@ -332,12 +337,10 @@ impl Run<'_> {
                     self.merge(&op, row, write(op.out));
                 }
             }
-            RowOp::Glu { gate, up, activation, out } => {
-                elementwise::glu(isa, activation, in_place(gate, out), read(up))
-            }
-            RowOp::Add { a, b, out } => elementwise::add(in_place(a, out), read(b)),
-            RowOp::Scale { x, factor, out } => elementwise::scale(in_place(x, out), factor),
-            RowOp::Softcap { x, cap, out } => elementwise::softcap(in_place(x, out), cap),
+            RowOp::Glu { gate, up, activation, out } => float::glu(isa, activation, in_place(gate, out), read(up)),
+            RowOp::Add { a, b, out } => float::add(isa, in_place(a, out), read(b)),
+            RowOp::Scale { x, factor, out } => float::scale(isa, in_place(x, out), factor),
+            RowOp::Softcap { x, cap, out } => float::softcap(isa, in_place(x, out), cap),
             RowOp::TakeRows { x, out } => {
                 let from = self.step.outputs[row] as usize;
                 // SAFETY: `from` was checked against the step's rows; the phase writes no value of all rows.
@@ -417,7 +420,7 @@ impl Run<'_> {
             unsafe {
                 let x = std::slice::from_raw_parts(me.value(op.x).0, count_rows * cols);
                 let out = Out { base: out.add(features.start), stride, features: features.len() };
-                rows::matmul(me.isa, weight.dtype(), w, x, cols, out);
+                float::matmul(me.isa, weight.dtype(), w, x, cols, out);
             }
         }
         if let Some(bias) = bias {
@@ -425,7 +428,7 @@ impl Run<'_> {
                 // SAFETY: the features of this member alone.
                 let out =
                     unsafe { std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len()) };
-                elementwise::add(out, &bias[features.clone()]);
+                float::add(me.isa, out, &bias[features.clone()]);
             }
         }
     }
@@ -452,111 +455,101 @@ impl Run<'_> {
         }
     }
 
-    /// The blocks of one head of a layer, as a row's sequence has them.
-    fn blocks(&self, op: &AttentionOp, head: usize, row: usize) -> Blocks<'_> {
+    /// The cache of one head of a layer, as a row's sequence has it.
+    fn view(&self, op: &AttentionOp, head: usize, row: usize) -> KvView<'_> {
         let me = self.me;
-        let layer = me.plan.kv_layer(op.layer);
         let (start, stride) = me.kv.layers[op.layer.index()];
-        let head_bytes = stride / layer.heads;
+        let head_bytes = stride / me.plan.kv_layer(op.layer).heads;
         // SAFETY: inside the cache; see `CpuLane::bind`.
         let base = unsafe { me.kv.base.0.add(start + head * head_bytes) };
-        Blocks { kv: me.kv.kv, head_dim: layer.head_dim, base, stride, table: self.table(row) }
+        KvView { base, stride, blocks: self.table(row), kv: me.kv.kv }
     }
 
-    /// What one query head of a row sees.
-    fn query(&self, op: &AttentionOp, head_dim: usize, row: usize, head: usize) -> Query<'_> {
-        // SAFETY: written in an earlier phase.
-        let q = unsafe { self.me.row(op.q, row) };
-        let to = self.step.positions[row] as usize + 1;
-        let from = op.window.map_or(0, |window| to.saturating_sub(window));
-        Query { q: &q[head * head_dim..(head + 1) * head_dim], from, to }
+    /// The query heads of some rows that share one KV head.
+    fn queries(&self, op: &AttentionOp, kv_head: usize, rows: std::ops::Range<usize>) -> Queries<'_> {
+        let layer = self.me.plan.kv_layer(op.layer);
+        let group = op.heads / layer.heads;
+        let stride = op.heads * layer.head_dim;
+        let first = kv_head * group * layer.head_dim;
+        // SAFETY: rows of the step, written in an earlier phase.
+        let q = unsafe {
+            let base = self.me.value(op.q).0.add(rows.start * stride);
+            std::slice::from_raw_parts(base, rows.len() * stride)
+        };
+        Queries { q: &q[first..], stride, group, positions: &self.step.positions[rows] }
     }
 
     fn attention(&self, op: &AttentionOp, member: Member<'_>, claim: &AtomicUsize) {
         let me = self.me;
         let layer = me.plan.kv_layer(op.layer);
-        let group = op.heads / layer.heads;
-        let scores = Scores { scale: op.scale, softcap: op.softcap };
+        let scoring = op.scoring(layer.head_dim);
         let scratch = me.attention_scratch(member.index);
         let rows = self.step.tokens.len();
-        let units =
-            if self.split { rows * layer.heads * me.scratch.chunks } else { rows.div_ceil(TILE_ROWS) * layer.heads };
+        // Enough rows that a converted block of the cache serves many queries.
+        let tile = (attention::MAX_QUERIES / (op.heads / layer.heads)).max(1);
+        let chunks = me.scratch.chunks;
+        let units = if self.split { rows * layer.heads * chunks } else { rows.div_ceil(tile) * layer.heads };
         loop {
             let unit = claim.fetch_add(1, Ordering::Relaxed);
             if unit >= units {
                 return;
             }
             if self.split {
-                let (row, rest) = (unit / (layer.heads * me.scratch.chunks), unit % (layer.heads * me.scratch.chunks));
-                self.split_unit(op, group, scores, (row, rest / me.scratch.chunks, rest % me.scratch.chunks), scratch);
+                let (row, rest) = (unit / (layer.heads * chunks), unit % (layer.heads * chunks));
+                self.one_chunk(op, &scoring, row, rest / chunks, rest % chunks, scratch);
             } else {
-                let (tile, head) = (unit / layer.heads, unit % layer.heads);
-                self.tile_unit(op, group, scores, tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows), head, scratch);
+                let (first, head) = (unit / layer.heads * tile, unit % layer.heads);
+                self.some_rows(op, &scoring, first..(first + tile).min(rows), head, scratch);
             }
         }
     }
 
-    /// All positions, for a few rows of one KV head.
-    fn tile_unit(
+    /// All positions, for some rows of one KV head; rows of one sequence are computed together.
+    fn some_rows(
         &self,
         op: &AttentionOp,
-        group: usize,
-        scores: Scores,
+        scoring: &Scoring,
         rows: std::ops::Range<usize>,
         kv_head: usize,
         scratch: &mut [f32],
     ) {
         let me = self.me;
-        let head_dim = me.plan.kv_layer(op.layer).head_dim;
-        for row in rows {
-            let blocks = self.blocks(op, kv_head, row);
-            for first in (0..group).step_by(kv::QUERIES) {
-                let heads = kv_head * group + first..kv_head * group + group.min(first + kv::QUERIES);
-                let mut queries = [self.query(op, head_dim, row, heads.start); kv::QUERIES];
-                for (query, head) in queries.iter_mut().zip(heads.clone()) {
-                    *query = self.query(op, head_dim, row, head);
-                }
-                // SAFETY: the cache is written in other phases only, and each head of a row's result belongs to one
-                // unit.
-                unsafe {
-                    let out = me.value(op.out).0.add(row * op.heads * head_dim);
-                    kv::attend(me.isa, &blocks, &queries[..heads.len()], scores, scratch, |at, partial| {
-                        let out = std::slice::from_raw_parts_mut(out.add((heads.start + at) * head_dim), head_dim);
-                        partial.finish(out);
-                    });
-                }
+        let group = op.heads / me.plan.kv_layer(op.layer).heads;
+        let stride = op.heads * scoring.head_dim;
+        let mut first = rows.start;
+        while first < rows.end {
+            let same = |&row: &usize| self.step.tables[row] == self.step.tables[first];
+            let end = (first..rows.end).take_while(same).count() + first;
+            let queries = self.queries(op, kv_head, first..end);
+            // SAFETY: the cache is written in other phases only; these heads of these rows belong to this unit.
+            unsafe {
+                let base = me.value(op.out).0.add(first * stride + kv_head * group * scoring.head_dim);
+                let out = HeadsOut { base, stride };
+                attention::attention(me.isa, scoring, &self.view(op, kv_head, first), &queries, scratch, out);
             }
+            first = end;
         }
     }
 
     /// One chunk of positions, for one KV head of one row.
-    fn split_unit(
+    fn one_chunk(
         &self,
         op: &AttentionOp,
-        group: usize,
-        scores: Scores,
-        (row, kv_head, chunk): (usize, usize, usize),
+        scoring: &Scoring,
+        row: usize,
+        kv_head: usize,
+        chunk: usize,
         scratch: &mut [f32],
     ) {
-        let me = self.me;
-        let head_dim = me.plan.kv_layer(op.layer).head_dim;
-        if chunk * kv::CHUNK > self.step.positions[row] as usize {
+        if !attention::chunks(scoring, self.step.positions[row]).contains(&chunk) {
             return;
         }
-        let blocks = self.blocks(op, kv_head, row);
-        let floats = Partial::floats(head_dim);
-        for first in (0..group).step_by(kv::QUERIES) {
-            let heads = kv_head * group + first..kv_head * group + group.min(first + kv::QUERIES);
-            let mut queries = [self.query(op, head_dim, row, heads.start); kv::QUERIES];
-            for (query, head) in queries.iter_mut().zip(heads.clone()) {
-                *query = self.query(op, head_dim, row, head);
-            }
-            // SAFETY: the cache is written in other phases only, and each chunk of a head belongs to one unit. The
-            // partials of one group of heads and one chunk lie side by side.
-            unsafe {
-                let parts = me.partials(op, row, heads.start, chunk, heads.len() * floats);
-                kv::chunk(me.isa, &blocks, chunk, &queries[..heads.len()], scores, parts, scratch);
-            }
+        let queries = self.queries(op, kv_head, row..row + 1);
+        // SAFETY: the cache is written in other phases only; this chunk of these heads belongs to this unit.
+        unsafe {
+            let partials = self.me.partials(op, row, kv_head, chunk);
+            let view = self.view(op, kv_head, row);
+            attention::attention_chunk(self.me.isa, scoring, &view, &queries, chunk, scratch, partials);
         }
     }
 
@@ -565,32 +558,25 @@ impl Run<'_> {
         let me = self.me;
         let layer = me.plan.kv_layer(op.layer);
         let (head_dim, group) = (layer.head_dim, op.heads / layer.heads);
-        let floats = Partial::floats(head_dim);
-        let to = self.step.positions[row] as usize + 1;
-        let from = op.window.map_or(0, |window| to.saturating_sub(window));
-        let chunks = from / kv::CHUNK..to.div_ceil(kv::CHUNK);
-        // A member's own room is as good as another's: merging happens between attentions.
-        let mut joined = [0.0f32; MAX_HEAD + 2];
-        let joined = &mut joined[..floats];
+        let chunks = attention::chunks(&op.scoring(head_dim), self.step.positions[row]);
+        let one = attention::partial_floats(head_dim);
         for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            // Heads were computed in groups; within one, partials lie side by side.
-            let first = head - head % group % kv::QUERIES;
-            Partial::within(joined).clear();
-            for chunk in chunks.clone() {
-                // SAFETY: written in the phase before.
-                let parts = unsafe { me.partials(op, row, first, chunk, (head - first + 1) * floats) };
-                let part = &mut parts[(head - first) * floats..];
-                Partial::within(joined).join(&Partial::within(part));
-            }
-            Partial::within(joined).finish(out);
+            // SAFETY: written in the phase before, chunk after chunk of a KV head.
+            let partials = unsafe {
+                let first = me.partials(op, row, head / group, chunks.start).as_ptr();
+                let len = (chunks.len() - 1) * group * one + one;
+                std::slice::from_raw_parts(first.add(head % group * one), len)
+            };
+            attention::merge(me.isa, head_dim, partials, group * one, chunks.len(), out);
         }
     }
 }
 
-/// Rows whose attention one member computes at a time.
-const TILE_ROWS: usize = 8;
-/// The largest head that attention is split for.
-pub(crate) const MAX_HEAD: usize = 1024;
+impl AttentionOp {
+    fn scoring(&self, head_dim: usize) -> Scoring {
+        Scoring { head_dim, scale: self.scale, softcap: self.softcap, window: self.window }
+    }
+}
 
 impl Interpreter {
     #[allow(clippy::mut_from_ref)]
@@ -627,18 +613,15 @@ impl Interpreter {
         }
     }
 
-    /// Partials of heads from `head` on, for one chunk of one row.
+    /// Partial results of the query heads of one KV head, for one chunk of one row.
     ///
     /// # Safety
     /// Only the caller touches them meanwhile.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn partials(&self, op: &AttentionOp, row: usize, head: usize, chunk: usize, floats: usize) -> &mut [f32] {
+    unsafe fn partials(&self, op: &AttentionOp, row: usize, kv_head: usize, chunk: usize) -> &mut [f32] {
         let layer = self.plan.kv_layer(op.layer);
-        let one = Partial::floats(layer.head_dim);
-        let (group, chunks) = (op.heads / layer.heads, self.scratch.chunks);
-        // Row, then group of heads, then chunk, then head of the group.
-        let queries = group.min(kv::QUERIES);
-        let at = (row * op.heads + head) * chunks * one + chunk * queries.min(group - head % group) * one;
+        let floats = op.heads / layer.heads * attention::partial_floats(layer.head_dim);
+        let at = ((row * layer.heads + kv_head) * self.scratch.chunks + chunk) * floats;
         // SAFETY: inside the scratch (`rows * heads * chunks` partials); the caller upholds the rest.
         unsafe {
             let base = self.scratch_base.0.add(self.scratch.partials).cast::<f32>();
@@ -655,7 +638,7 @@ impl Interpreter {
             // another phase.
             unsafe {
                 let base = self.kv.base.0.add(start + block * stride + head * (stride / heads));
-                kv::write(self.kv.kv, base, position, k, v);
+                attention::store(self.kv.kv, base, position, k, v);
             }
         }
     }

@@ -43,13 +43,14 @@ pub(crate) fn bring_in(
             .map_err(|error| LoadError::Source { name: weight.spec.name.clone(), error })
     };
     let offset = offset as usize;
-    // SAFETY (all three): chunks of one weight and places of different weights are disjoint, so nobody else touches
-    // these bytes while the load runs; the caller compared the weight's end with the lease.
     match chunk.layout {
+        // SAFETY: chunks of one weight and places of different weights are disjoint, so nobody else touches these bytes
+        // while the load runs.
         Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
         Layout::Vector => {
             room(staging, len)?;
             read(staging)?;
+            // SAFETY: as above.
             let bytes = unsafe { segment.range(offset, cols * size_of::<f32>()) };
             if let Ok(floats) = bytemuck::try_cast_slice_mut(bytes) {
                 // The type was accepted when the plan was made.
@@ -62,6 +63,7 @@ pub(crate) fn bring_in(
             let panel = panels::panel_bytes(dtype, cols).unwrap_or(0);
             let first = chunk.first_row / panels::ROWS;
             let count = chunk.rows.div_ceil(panels::ROWS);
+            // SAFETY: as above.
             let bytes = unsafe { segment.range(offset + first * panel, count * panel) };
             for (rows, panel) in staging.chunks(panels::ROWS * row).zip(bytes.chunks_exact_mut(panel)) {
                 panels::pack(dtype, cols, rows, panel);

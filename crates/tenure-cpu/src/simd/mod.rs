@@ -1,10 +1,9 @@
 //! Kernels: the only place of this crate, beside `raw/`, that holds `unsafe`.
 
+pub mod attention;
 pub mod bounds;
-pub mod elementwise;
+pub mod float;
 mod isa;
-pub mod kv;
 pub mod panels;
-pub mod rows;
 
 pub use isa::Isa;

@@ -18,7 +18,7 @@ use half::f16;
 use tenure_tensor::DType;
 
 use crate::simd::Isa;
-use crate::simd::rows::Out;
+use crate::simd::float::Out;
 
 /// Rows of a panel.
 pub const ROWS: usize = 16;
@@ -408,11 +408,26 @@ pub const fn act_bytes(rows: usize, cols: usize) -> usize {
 /// Quantises one row; `acts` has one [`Act`] for each 32 columns.
 pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act]) {
     assert!(x.len() == acts.len() * BLOCK);
-    crate::simd::elementwise::for_isa!(isa, quantize_body(x: &[f32], acts: &mut [Act]));
+    match isa {
+        // SAFETY: an `Isa` other than `Portable` is used only where the processor has it; see `Cpu::new`.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512Vnni => unsafe { quantize_avx2(x, acts) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512Vnni => quantize_body(x, acts),
+        Isa::Portable => quantize_body(x, acts),
+    }
+}
+
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act]) {
+    quantize_body(x, acts);
 }
 
 #[inline(always)]
-fn quantize_body<const FMA: bool>(x: &[f32], acts: &mut [Act]) {
+fn quantize_body(x: &[f32], acts: &mut [Act]) {
     // Adding and subtracting it rounds to the nearest integer, ties to even.
     const ROUND: f32 = 12_582_912.0;
     for (x, act) in x.chunks_exact(BLOCK).zip(acts) {

@@ -147,7 +147,8 @@ fn filters(environment: &mut Environment<'_>, meter: &Meter) {
                 if i > 0 {
                     out.push('\n');
                 }
-                if if i == 0 { first.unwrap_or(false) } else { !line.is_empty() || blank.unwrap_or(false) } {
+                let indented = if i == 0 { first.unwrap_or(false) } else { !line.is_empty() || blank.unwrap_or(false) };
+                if indented {
                     out.push_str(&space);
                 }
                 out.push_str(line);
@@ -156,7 +157,7 @@ fn filters(environment: &mut Environment<'_>, meter: &Meter) {
         },
     );
     // Each makes a string about as long as its own.
-    let cased: [(&str, fn(&str) -> String); 4] = [
+    let cased: [(&str, Change); 4] = [
         ("upper", |text| text.to_uppercase()),
         ("lower", |text| text.to_lowercase()),
         ("title", |text| titled(text, true)),
@@ -193,6 +194,9 @@ fn filters(environment: &mut Environment<'_>, meter: &Meter) {
         })
     });
 }
+
+/// What a filter makes of a text.
+type Change = fn(&str) -> String;
 
 /// A method of Python's strings, lists and dictionaries.
 fn method_of(meter: &Meter, state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {

@@ -17,6 +17,24 @@ use crate::text::stepper::{Buffers, Lent};
 
 /// One sequence of a loaded model. `Send`, not `Sync`: it may move to another thread, and one thread at a time uses
 /// it. Sessions of one model may be used on several threads at once; their rows share passes over the weights.
+///
+/// The compiler holds this:
+///
+/// ```compile_fail,E0277
+/// fn shared<T: Sync>() {}
+/// shared::<tenure::TextSession>();
+/// ```
+///
+/// ```compile_fail,E0499
+/// # fn main() -> Result<(), tenure::Error> {
+/// let model = tenure::Engine::auto()?.load_text("model.gguf")?;
+/// let mut session = model.session()?;
+/// let first = session.generate("one")?;
+/// let second = session.generate("two")?;
+/// drop((first, second));
+/// # Ok(())
+/// # }
+/// ```
 pub struct TextSession {
     model: ModelHandle<Text>,
     slot: usize,

@@ -5,12 +5,15 @@
 //! in 32. Signed weights lend their sign to the activation. AVX-512 VNNI: a line is one register, signed weights are
 //! made unsigned by adding 128, which the sum of the activations takes back.
 
+// Loops over rows of activations and halves of a panel index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use tenure_tensor::DType;
 
 use super::{Act, BLOCK, FP4, Format, IQ4, ROWS, Scales, Values, format};
-use crate::simd::rows::Out;
+use crate::simd::float::Out;
 
 /// One block format, known when the kernel is compiled.
 trait Kind {

@@ -1,5 +1,0 @@
-enum Mine {}
-
-fn main() {
-    let _: Option<tenure::ModelHandle<Mine>> = None;
-}

@@ -1,5 +1,0 @@
-fn shared<T: Sync>() {}
-
-fn main() {
-    shared::<tenure::TextSession>();
-}

@@ -1,0 +1,578 @@
+//! Products with weights that a file holds as floats, read as they lie there.
+//!
+//! The order of every dot product: vector by vector along the row into one accumulator of the instruction set's
+//! width, the last vector padded with zeros, then the accumulator's lanes by halves. All kernels here keep to it, so
+//! a result does not depend on how many rows or features a call has.
+
+// Tiles of registers are walked by index, several arrays at once, with bounds known when compiling.
+#![allow(clippy::needless_range_loop)]
+
+use std::mem::MaybeUninit;
+
+use tenure_tensor::DType;
+
+use crate::simd::Isa;
+use crate::simd::float::element::{Bf16, Element, F16, F32};
+use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
+
+/// Where a product's results go: `features` columns of each row, rows `stride` floats apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Out {
+    /// The first feature of the first row.
+    pub base: *mut f32,
+    /// Floats from one row to the next.
+    pub stride: usize,
+    /// Columns written.
+    pub features: usize,
+}
+
+/// `out[row][feature] = dot(w[feature], x[row])`: `w` holds `out.features` rows of `cols` elements of F32, F16 or
+/// BF16, at any address; `x` any number of rows of `cols` floats. Every other type, and a call with nothing to do,
+/// leaves `out` as it is.
+///
+/// # Safety
+/// `out` is valid for every row of `x`, and nobody else touches those elements meanwhile.
+pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, out: Out) {
+    let Some(row_bytes) = dtype.row_bytes(cols).filter(|&bytes| bytes > 0) else { return };
+    assert!(w.len() == row_bytes * out.features && x.len().is_multiple_of(cols));
+    let float = match dtype {
+        DType::F32 => Float::F32,
+        DType::F16 => Float::F16,
+        DType::BF16 => Float::Bf16,
+        _ => return,
+    };
+    let (w, x, rows) = (w.as_ptr(), x.as_ptr(), x.len() / cols);
+    dispatch(isa, Product { float, w, row_bytes, features: out.features, x, rows, cols, out });
+}
+
+/// Rows from which on weights are converted once for all of them.
+const CONVERT_FROM: usize = 6;
+/// Rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
+const ROWS: usize = 48;
+/// Features whose weights are converted together.
+const FEATURES: usize = 8;
+/// Columns converted together: a piece and a few rows of `x` stay in the first-level cache.
+const COLS: usize = 512;
+/// Features computed side by side.
+const SIDE: usize = 4;
+/// Bytes between a read of the weights and the prefetch issued with it.
+const AHEAD: usize = 1024;
+
+#[derive(Clone, Copy)]
+enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+struct Product {
+    float: Float,
+    w: *const u8,
+    row_bytes: usize,
+    features: usize,
+    x: *const f32,
+    rows: usize,
+    cols: usize,
+    out: Out,
+}
+
+impl Product {
+    /// # Safety
+    /// `feature < self.features`.
+    #[inline(always)]
+    unsafe fn weight(&self, feature: usize) -> *const u8 {
+        // SAFETY: inside `w`.
+        unsafe { self.w.add(feature * self.row_bytes) }
+    }
+
+    /// # Safety
+    /// `row < self.rows`.
+    #[inline(always)]
+    unsafe fn x(&self, row: usize) -> *const f32 {
+        // SAFETY: inside `x`.
+        unsafe { self.x.add(row * self.cols) }
+    }
+
+    /// # Safety
+    /// Both are inside the product.
+    #[inline(always)]
+    unsafe fn place(&self, row: usize, feature: usize) -> *mut f32 {
+        // SAFETY: the caller of `matmul` vouches for `out`.
+        unsafe { self.out.base.add(row * self.out.stride + feature) }
+    }
+}
+
+impl Kernel for Product {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        // SAFETY: the product is as `matmul` checked it; the caller vouches for the instruction set.
+        unsafe {
+            if self.rows >= CONVERT_FROM {
+                return converted::<V>(&self);
+            }
+            match self.float {
+                Float::F32 => streams::<V, F32>(&self),
+                Float::F16 => streams::<V, F16>(&self),
+                Float::Bf16 => streams::<V, Bf16>(&self),
+            }
+        }
+    }
+}
+
+/// All features for a few rows.
+///
+/// # Safety
+/// As for [`matmul`].
+#[inline(always)]
+unsafe fn streams<V: Lanes, E: Element>(product: &Product) {
+    let mut row = 0;
+    while row < product.rows {
+        let count = (product.rows - row).min(3);
+        // SAFETY: so many rows are left.
+        unsafe {
+            match count {
+                1 => stream::<V, E, 1>(product, row),
+                2 => stream::<V, E, 2>(product, row),
+                _ => stream::<V, E, 3>(product, row),
+            }
+        }
+        row += count;
+    }
+}
+
+/// All features for `T` rows: the weights are read in `SIDE` streams, each through its own part of the features.
+///
+/// # Safety
+/// `row + T <= product.rows`.
+#[inline(always)]
+unsafe fn stream<V: Lanes, E: Element, const T: usize>(product: &Product, row: usize) {
+    let part = product.features / SIDE;
+    // SAFETY: every feature is below `product.features`, every row below `product.rows`.
+    unsafe {
+        for i in 0..part {
+            let features = [i, part + i, 2 * part + i, 3 * part + i];
+            dots::<V, E, SIDE, T>(product, features, row);
+        }
+        for feature in SIDE * part..product.features {
+            dots::<V, E, 1, T>(product, [feature], row);
+        }
+    }
+}
+
+/// # Safety
+/// The features and rows lie inside the product.
+#[inline(always)]
+unsafe fn dots<V: Lanes, E: Element, const R: usize, const T: usize>(
+    product: &Product,
+    features: [usize; R],
+    row: usize,
+) {
+    // SAFETY: offsets stay below the row's length, except those of prefetches, which may point anywhere.
+    unsafe {
+        let mut w = [product.w; R];
+        for r in 0..R {
+            w[r] = product.weight(features[r]);
+        }
+        let x = product.x(row);
+        let mut sums = [[V::splat(0.0); T]; R];
+        let line = 64 / E::BYTES;
+        let mut i = 0;
+        while i + line <= product.cols {
+            for w in w {
+                V::prefetch(w.wrapping_add(i * E::BYTES + AHEAD));
+            }
+            let end = i + line;
+            while i < end {
+                dots_step::<V, E, R, T>(&mut sums, w, x, i, product.cols);
+                i += V::N;
+            }
+        }
+        while i + V::N <= product.cols {
+            dots_step::<V, E, R, T>(&mut sums, w, x, i, product.cols);
+            i += V::N;
+        }
+        if i < product.cols {
+            let left = product.cols - i;
+            let mut vectors = [V::splat(0.0); R];
+            for r in 0..R {
+                vectors[r] = E::load_part(w[r].add(i * E::BYTES), left);
+            }
+            for t in 0..T {
+                let x = V::load_part(x.add(i + t * product.cols), left);
+                for r in 0..R {
+                    sums[r][t] = vectors[r].fma(x, sums[r][t]);
+                }
+            }
+        }
+        for r in 0..R {
+            for t in 0..T {
+                product.place(row + t, features[r]).write(sums[r][t].sum());
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The rows of `w`, and `x` and the `T - 1` rows `stride` apart behind it, are valid for `i + V::N` elements.
+#[inline(always)]
+unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
+    sums: &mut [[V; T]; R],
+    w: [*const u8; R],
+    x: *const f32,
+    i: usize,
+    stride: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut vectors = [V::splat(0.0); T];
+        for t in 0..T {
+            vectors[t] = V::load(x.add(t * stride + i));
+        }
+        for r in 0..R {
+            let w: V = E::load(w[r].add(i * E::BYTES));
+            for t in 0..T {
+                sums[r][t] = w.fma(vectors[t], sums[r][t]);
+            }
+        }
+    }
+}
+
+/// A piece of the weights as `f32`, and the accumulators of all products with it.
+#[repr(C, align(64))]
+struct Room {
+    w: MaybeUninit<[[f32; COLS]; FEATURES]>,
+    sums: MaybeUninit<[[[f32; 16]; FEATURES]; ROWS]>,
+}
+
+/// All features for all rows, each piece of the weights converted once for `ROWS` rows.
+///
+/// # Safety
+/// As for [`matmul`].
+#[inline(always)]
+unsafe fn converted<V: Lanes>(product: &Product) {
+    let mut room = Room { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
+    let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<f32>());
+    let side = if V::WIDE { 6 } else { 3 };
+    let mut row = 0;
+    while row < product.rows {
+        let rows = ROWS.min(product.rows - row);
+        let mut feature = 0;
+        while feature < product.features {
+            let features = FEATURES.min(product.features - feature);
+            let mut col = 0;
+            while col < product.cols {
+                let cols = COLS.min(product.cols - col);
+                // SAFETY: the piece lies inside the product and fits the room; the tiles read what was converted, and
+                // accumulators only from the second piece of columns on.
+                unsafe {
+                    for f in 0..features {
+                        let (from, to) = (product.weight(feature + f), w.add(f * COLS));
+                        match product.float {
+                            Float::F32 => convert::<V, F32>(from, col, cols, to),
+                            Float::F16 => convert::<V, F16>(from, col, cols, to),
+                            Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
+                        }
+                    }
+                    let mut t = 0;
+                    while t < rows {
+                        let count = (rows - t).min(side);
+                        let piece =
+                            Piece { w, x: product.x(row + t).add(col), stride: product.cols, cols, first: col == 0 };
+                        let sums = sums.add(t * FEATURES * 16);
+                        match count {
+                            1 => tiles::<V, 1>(&piece, features, sums),
+                            2 => tiles::<V, 2>(&piece, features, sums),
+                            3 => tiles::<V, 3>(&piece, features, sums),
+                            4 if V::WIDE => tiles::<V, 4>(&piece, features, sums),
+                            5 if V::WIDE => tiles::<V, 5>(&piece, features, sums),
+                            _ if V::WIDE => tiles::<V, 6>(&piece, features, sums),
+                            _ => {}
+                        }
+                        t += count;
+                    }
+                }
+                col += cols;
+            }
+            for t in 0..rows {
+                // SAFETY: all tiles of the piece have stored their accumulators.
+                unsafe {
+                    let sums = sums.add(t * FEATURES * 16);
+                    if features == FEATURES {
+                        let mut eight = [V::splat(0.0); FEATURES];
+                        for f in 0..FEATURES {
+                            eight[f] = V::load(sums.add(f * 16));
+                        }
+                        V::store_sums(eight, product.place(row + t, feature));
+                    } else {
+                        for f in 0..features {
+                            product.place(row + t, feature + f).write(V::load(sums.add(f * 16)).sum());
+                        }
+                    }
+                }
+            }
+            feature += features;
+        }
+        row += rows;
+    }
+}
+
+/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors.
+///
+/// # Safety
+/// The row is valid for `col + cols` elements, `to` for `COLS`; `cols <= COLS`.
+#[inline(always)]
+unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize, to: *mut f32) {
+    let mut i = 0;
+    // SAFETY: below `cols`; the padding ends at a multiple of the vector's size, which divides `COLS`.
+    unsafe {
+        let from = row.add(col * E::BYTES);
+        while i + V::N <= cols {
+            E::load::<V>(from.add(i * E::BYTES)).store(to.add(i));
+            i += V::N;
+        }
+        if i < cols {
+            E::load_part::<V>(from.add(i * E::BYTES), cols - i).store(to.add(i));
+        }
+    }
+}
+
+/// Converted weights and the rows they are multiplied with.
+struct Piece {
+    w: *const f32,
+    x: *const f32,
+    stride: usize,
+    cols: usize,
+    /// Nothing was accumulated yet.
+    first: bool,
+}
+
+/// # Safety
+/// `piece.x` has `T` rows, `sums` room for them.
+#[inline(always)]
+unsafe fn tiles<V: Lanes, const T: usize>(piece: &Piece, features: usize, sums: *mut f32) {
+    let mut f = 0;
+    // SAFETY: the features are below `FEATURES`.
+    unsafe {
+        while f + SIDE <= features {
+            tile::<V, SIDE, T>(piece, f, sums);
+            f += SIDE;
+        }
+        while f < features {
+            tile::<V, 1, T>(piece, f, sums);
+            f += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As for [`tiles`]; `feature + R <= FEATURES`.
+#[inline(always)]
+unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece, feature: usize, kept: *mut f32) {
+    // SAFETY: the caller's contract; the accumulator of row `t` and feature `f` is at `(t * FEATURES + f) * 16`.
+    unsafe {
+        let w = piece.w.add(feature * COLS);
+        let kept = kept.add(feature * 16);
+        let mut sums = [[V::splat(0.0); T]; R];
+        if !piece.first {
+            for r in 0..R {
+                for t in 0..T {
+                    sums[r][t] = V::load(kept.add((t * FEATURES + r) * 16));
+                }
+            }
+        }
+        let mut i = 0;
+        while i + V::N <= piece.cols {
+            let mut x = [V::splat(0.0); T];
+            for t in 0..T {
+                x[t] = V::load(piece.x.add(t * piece.stride + i));
+            }
+            for r in 0..R {
+                let w = V::load(w.add(r * COLS + i));
+                for t in 0..T {
+                    sums[r][t] = w.fma(x[t], sums[r][t]);
+                }
+            }
+            i += V::N;
+        }
+        if i < piece.cols {
+            for t in 0..T {
+                let x = V::load_part(piece.x.add(t * piece.stride + i), piece.cols - i);
+                for r in 0..R {
+                    sums[r][t] = V::load(w.add(r * COLS + i)).fma(x, sums[r][t]);
+                }
+            }
+        }
+        for r in 0..R {
+            for t in 0..T {
+                sums[r][t].store(kept.add((t * FEATURES + r) * 16));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::simd::float::lanes_portable::Plain;
+    use crate::simd::float::testing::{Random, assert_same_bits};
+
+    const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+    /// The bytes of `values` in `dtype`, starting at an address with no alignment beyond the element's.
+    fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, Vec<f64>) {
+        let mut bytes = Vec::new();
+        let mut exact = Vec::new();
+        for &value in values {
+            match dtype {
+                DType::F16 => {
+                    bytes.extend(f16::from_f32(value).to_le_bytes());
+                    exact.push(f16::from_f32(value).to_f64());
+                }
+                DType::BF16 => {
+                    bytes.extend(bf16::from_f32(value).to_le_bytes());
+                    exact.push(bf16::from_f32(value).to_f64());
+                }
+                _ => {
+                    bytes.extend(value.to_le_bytes());
+                    exact.push(f64::from(value));
+                }
+            }
+        }
+        (bytes, exact)
+    }
+
+    fn product(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, features: usize) -> Vec<f32> {
+        let rows = x.len() / cols;
+        let stride = features + 3;
+        let mut out = vec![-7.0; rows * stride];
+        // SAFETY: the vector has room for all rows.
+        unsafe { matmul(isa, dtype, w, x, cols, Out { base: out.as_mut_ptr(), stride, features }) };
+        let (kept, beside): (Vec<_>, Vec<_>) = out.chunks(stride).map(|row| row.split_at(features)).unzip();
+        assert!(beside.concat().iter().all(|&x| x == -7.0), "elements beside the product stay");
+        kept.concat()
+    }
+
+    #[test]
+    fn matches_the_definition() {
+        let mut random = Random::new(7);
+        for isa in Isa::available() {
+            for dtype in TYPES {
+                for cols in [1, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 511, 512, 513, 1030, 1536] {
+                    for features in [1, 3, 4, 5, 8, 13] {
+                        for rows in [1, 2, 3, 4, 5, 6, 7, 49] {
+                            if rows * features * cols > 200_000 {
+                                continue;
+                            }
+                            let (w, exact) = encode(dtype, &random.floats(features * cols, 1.0));
+                            let x = random.floats(rows * cols, 1.0);
+                            let got = product(isa, dtype, &w, &x, cols, features);
+                            for row in 0..rows {
+                                for feature in 0..features {
+                                    let pairs = exact[feature * cols..][..cols].iter().zip(&x[row * cols..]);
+                                    let (mut want, mut size) = (0.0, 0.0);
+                                    for (w, &x) in pairs {
+                                        want += w * f64::from(x);
+                                        size += (w * f64::from(x)).abs();
+                                    }
+                                    let got = got[row * features + feature];
+                                    assert!(
+                                        (f64::from(got) - want).abs() <= 2e-6 * size,
+                                        "{isa:?} {dtype:?} {cols} {features} {rows}: {got} {want}"
+                                    );
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_result_does_not_depend_on_its_neighbours() {
+        let mut random = Random::new(8);
+        for isa in Isa::available() {
+            for dtype in TYPES {
+                for cols in [5, 64, 515, 1100] {
+                    let (features, rows) = (21, 53);
+                    let (w, _) = encode(dtype, &random.floats(features * cols, 1.0));
+                    let x = random.floats(rows * cols, 1.0);
+                    let whole = product(isa, dtype, &w, &x, cols, features);
+                    let row_bytes = w.len() / features;
+                    for (first, count) in [(0, 1), (20, 1), (3, 9), (4, 17)] {
+                        let w = &w[first * row_bytes..(first + count) * row_bytes];
+                        for together in [1, 2, 3, 5, 6, 11, 48] {
+                            let mut row = 0;
+                            for x in x.chunks(together * cols) {
+                                let part = product(isa, dtype, w, x, cols, count);
+                                for part in part.chunks(count) {
+                                    let want = &whole[row * features + first..][..count];
+                                    assert_same_bits(part, want, &format!("{isa:?} {dtype:?} {cols} {together}"));
+                                    row += 1;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn not_a_number_stays_in_its_row_and_feature() {
+        for isa in Isa::available() {
+            for rows in [1, 3, 7] {
+                let (cols, features) = (19, 6);
+                let mut w = vec![1.0; features * cols];
+                w[2 * cols + 18] = f32::NAN;
+                let mut x = vec![1.0; rows * cols];
+                x[0] = f32::INFINITY;
+                let (w, _) = encode(DType::F16, &w);
+                let got = product(isa, DType::F16, &w, &x, cols, features);
+                for (i, &value) in got.iter().enumerate() {
+                    match (i / features, i % features) {
+                        (_, 2) => assert!(value.is_nan()),
+                        (0, _) => assert_eq!(value, f32::INFINITY),
+                        _ => assert_eq!(value, 19.0),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn odd_addresses_are_read() {
+        let (cols, features) = (70, 9);
+        let mut random = Random::new(9);
+        let (w, _) = encode(DType::F32, &random.floats(features * cols, 1.0));
+        let x = random.floats(8 * cols, 1.0);
+        let shifted: Vec<u8> = std::iter::once(0).chain(w.iter().copied()).collect();
+        for isa in Isa::available() {
+            let want = product(isa, DType::F32, &w, &x, cols, features);
+            assert_same_bits(&product(isa, DType::F32, &shifted[1..], &x, cols, features), &want, "shifted by a byte");
+        }
+    }
+
+    /// Sixteen lanes in plain Rust: what AVX-512 computes, but for the fused rounding.
+    #[test]
+    fn sixteen_lanes_agree_with_eight_on_whole_numbers() {
+        let mut random = Random::new(10);
+        for (cols, features, rows) in [(33, 5, 1), (70, 9, 3), (600, 17, 5), (600, 17, 59), (1040, 8, 13)] {
+            let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| (random.bits() % 17) as f32 - 8.0).collect() };
+            let (x, (w, _)) = (whole(rows * cols), encode(DType::F16, &whole(features * cols)));
+            let want = product(Isa::Portable, DType::F16, &w, &x, cols, features);
+            let mut got = vec![0.0; rows * features];
+            let out = Out { base: got.as_mut_ptr(), stride: features, features };
+            let row_bytes = cols * 2;
+            let product =
+                Product { float: Float::F16, w: w.as_ptr(), row_bytes, features, x: x.as_ptr(), rows, cols, out };
+            // SAFETY: plain vectors run everywhere, and the product is as `matmul` makes it.
+            unsafe { product.run::<Plain<16>>() };
+            assert_same_bits(&got, &want, "16 lanes");
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Kernels over plain floats: norms, rotary embedding, gated units, element by element, and products with weights
+//! that a file holds as floats.
+//!
+//! A row's result depends on the row alone: not on how many rows a call has, nor on how callers divide them.
+
+pub(crate) mod element;
+mod elementwise;
+pub(crate) mod lanes;
+pub(crate) mod lanes_portable;
+#[cfg(target_arch = "x86_64")]
+mod lanes_x86;
+mod matmul;
+mod norm;
+mod rope;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use elementwise::{add, glu, scale, softcap};
+pub use matmul::{Out, matmul};
+pub use norm::rms_norm;
+pub use rope::{rope, rope_table};
