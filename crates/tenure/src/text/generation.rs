@@ -122,7 +122,7 @@ impl<'s> Generation<'s> {
         let stop = Stop { deadline, cancel: self.cancel.clone() };
         match self.last {
             None => self.compute_prompt(&stop)?,
-            Some(_) if self.prompt.len() + self.made >= self.session.model().context() + 1 => {
+            Some(_) if self.prompt.len() + self.made > self.session.model().context() => {
                 return Ok(self.end(FinishReason::ContextFull));
             }
             Some(token) => {
