@@ -66,7 +66,7 @@ pub fn run(json: bool, body: impl FnOnce() -> Result<Option<Value>, Refusal>) ->
 /// Which model, and where.
 #[derive(Args, Clone)]
 pub struct ModelArgs {
-    /// A GGUF file, or ORG/NAME[:FILE] in the Hugging Face cache. Without it: a small model, fetched once.
+    /// A GGUF file, or `ORG/NAME:FILE` in the Hugging Face cache. Without it: a small model, fetched once.
     #[arg(short = 'm', long = "model")]
     pub model: Option<String>,
     /// Positions of one sequence [default: what the model was trained for, at most 4096].
