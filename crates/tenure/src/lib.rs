@@ -22,7 +22,7 @@
 //!
 //! # fn main() -> Result<(), tenure::Error> {
 //! let engine = Engine::auto()?;
-//! let store = Arc::new(WeightStore::open("model.gguf".as_ref())?);
+//! let store = Arc::new(WeightStore::open("model.gguf")?);
 //! let plan = engine.plan::<Text>(&store, &TextOptions { context: Some(8192), ..TextOptions::default() })?;
 //! println!("{} needed, {} free", plan.footprint().total(), engine.report().free());
 //! let reservation = engine.reserve(&plan, &Stop::by(Deadline::after(Duration::from_secs(5))))?;
