@@ -158,6 +158,11 @@ def main() -> int:
             ratio = "–" if test["ratio"] is None else f"{test['ratio']:.2f}"
             print(f"| {result['file']} | {result['model']} | {test['test']} | {mine} | {test['peer']:.1f} | {test['peer_flash']} | {ratio} |")
 
+    shares = [entry["other_cpu"] for result in record["results"] for entry in result["rounds"] if entry["other_cpu"] is not None]
+    record["other_cpu_max"] = max(shares, default=None)
+    if shares and max(shares) > 0.05:
+        print(f"Other programs took up to {max(shares):.0%} of the processor: these ratios say little.")
+
     os.makedirs(args.record_dir, exist_ok=True)
     target = os.path.join(args.record_dir, f"{record['date'][:10]}-{args.name}.json")
     with open(target, "w", encoding="utf-8") as file:
