@@ -11,7 +11,6 @@ use std::time::SystemTime;
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 
 use crate::tokenizer::Tokenizer;
@@ -57,14 +56,13 @@ pub enum BudgetLimit {
 }
 
 /// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, `tool`.
     pub role: String,
     /// What is said.
     pub content: String,
     /// What else templates look at, such as `tool_calls` or `name`.
-    #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -212,8 +210,8 @@ fn render(source: &str, conversation: &Conversation<'_>) -> Result<String, Templ
     environment.set_fuel(Some(MAX_STEPS.min(MAX_RAW / scan::longest_text(source).max(1))));
     functions::install(&mut environment, &meter, conversation.now);
     let mut root: std::collections::BTreeMap<&str, Value> =
-        conversation.extra.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))).collect();
-    root.insert("messages", Value::from(Serde(conversation.messages)));
+        conversation.extra.iter().map(|(name, value)| (name.as_str(), value_of(value))).collect();
+    root.insert("messages", conversation.messages.iter().map(value_of_message).collect());
     root.insert("add_generation_prompt", Value::from(conversation.add_generation_prompt));
     root.insert("bos_token", Value::from(conversation.bos_token));
     root.insert("eos_token", Value::from(conversation.eos_token));
@@ -223,6 +221,33 @@ fn render(source: &str, conversation: &Conversation<'_>) -> Result<String, Templ
     eval(&environment, &instructions, root, &blocks, &mut output, AutoEscape::None).map_err(of_jinja)?;
     drop(output);
     Ok(text)
+}
+
+fn value_of_message(message: &Message) -> Value {
+    let own = [("role", Value::from(&*message.role)), ("content", Value::from(&*message.content))];
+    let extra = message.extra.iter().map(|(name, value)| (name.as_str(), value_of(value)));
+    Value::from_pairs(own.into_iter().chain(extra))
+}
+
+/// The interpreter's value of a JSON value.
+///
+/// Not by way of serde: where another crate of the program turns on `serde_json/arbitrary_precision`, numbers serialise
+/// as maps.
+fn value_of(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(yes) => Value::from(*yes),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(whole), _) => Value::from(whole),
+            (None, Some(whole)) => Value::from(whole),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(value_of).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value))))
+        }
+    }
 }
 
 /// This crate's error for one of the interpreter's.
