@@ -255,6 +255,8 @@ unsafe fn converted<V: Lanes>(product: &Product) {
     let mut room = Room { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
     let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<f32>());
     let side = if V::WIDE { 6 } else { 3 };
+    // Pieces of equal width: a narrow one would spend its time on loading and storing accumulators.
+    let width = product.cols.div_ceil(product.cols.div_ceil(COLS)).next_multiple_of(16);
     let mut row = 0;
     while row < product.rows {
         let rows = ROWS.min(product.rows - row);
@@ -263,7 +265,7 @@ unsafe fn converted<V: Lanes>(product: &Product) {
             let features = FEATURES.min(product.features - feature);
             let mut col = 0;
             while col < product.cols {
-                let cols = COLS.min(product.cols - col);
+                let cols = width.min(product.cols - col);
                 // SAFETY: the piece lies inside the product and fits the room; the tiles read what was converted, and
                 // accumulators only from the second piece of columns on.
                 unsafe {
