@@ -1,0 +1,229 @@
+//! AVX-512 VNNI: a line is one register, and signed weights are made unsigned by adding 128.
+
+// Loops over rows of activations and sides of a panel index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use std::arch::x86_64::*;
+
+use super::super::{Act, BLOCK, Format, QUARTER, ROWS, Scales, Values};
+use super::{Kind, ahead, parts, sum};
+use crate::simd::float::Out;
+
+/// # Safety
+/// See [`avx512`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn avx512_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+    let per_row = cols / BLOCK;
+    let rows = acts.len() / per_row;
+    let mut row = 0;
+    // SAFETY: the caller's promise; `acts` has `rows` rows.
+    unsafe {
+        while row < rows {
+            let acts = acts.as_ptr().add(row * per_row);
+            let out = Out { base: out.base.add(row * out.stride), ..out };
+            let count = match rows - row {
+                1 => {
+                    avx512_rows::<K, 1>(panel, per_row, acts, out);
+                    1
+                }
+                2 | 3 => {
+                    avx512_rows::<K, 2>(panel, per_row, acts, out);
+                    2
+                }
+                4..=7 => {
+                    avx512_rows::<K, 4>(panel, per_row, acts, out);
+                    4
+                }
+                _ => {
+                    avx512_rows::<K, 8>(panel, per_row, acts, out);
+                    8
+                }
+            };
+            row += count;
+        }
+    }
+}
+
+/// # Safety
+/// See [`avx512`]; `acts` is valid for `N` rows of `per_row`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn avx512_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts: *const Act, out: Out) {
+    let f = K::FORMAT;
+    let blocks = f.blocks();
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut piece = panel.as_ptr();
+    // SAFETY: the panel has `per_row / blocks` pieces of `stride` bytes, every row `per_row` activations.
+    unsafe {
+        for column in 0..per_row / blocks {
+            let trailer = piece.add(blocks * f.planes());
+            for b in 0..blocks {
+                let at = acts.add(column * blocks + b);
+                if N == 1 {
+                    let share = f.stride() / blocks;
+                    for line in (0..share).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
+                    }
+                }
+                for part in 0..parts(f) {
+                    let dots = avx512_part::<K, N>(piece.add(b * f.planes()), part, at, per_row);
+                    let (scale, min) = scales_avx512(f, trailer, b, part);
+                    for n in 0..N {
+                        let act = &*at.add(n * per_row);
+                        let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[n]), _mm512_set1_ps(act.unit));
+                        sums[n] = _mm512_fmadd_ps(dot, scale, sums[n]);
+                        if let Some(min) = min {
+                            sums[n] = _mm512_fmadd_ps(min, _mm512_set1_ps(sum(f, act, part)), sums[n]);
+                        }
+                    }
+                }
+            }
+            piece = piece.add(f.stride());
+        }
+        let mask = (u32::MAX >> (32 - out.features.min(ROWS))) as __mmask16;
+        for (n, sum) in sums.iter().enumerate() {
+            _mm512_mask_storeu_ps(out.base.add(n * out.stride), mask, *sum);
+        }
+    }
+}
+
+/// What was added to make weights unsigned.
+const fn offset(format: Format) -> f32 {
+    match format.values {
+        Values::Less(shift) => (1 << shift) as f32,
+        Values::Signed | Values::Table | Values::SmallTable => 128.0,
+        Values::Plain => 0.0,
+    }
+}
+
+/// Products of one part of a block column with `N` rows of activations, as integers, [`offset`] times the sum of the
+/// activations too large.
+///
+/// # Safety
+/// `planes` is valid for the planes of a block column, `at` for `N` activations `per_row` apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn avx512_part<K: Kind, const N: usize>(
+    planes: *const u8,
+    part: usize,
+    at: *const Act,
+    per_row: usize,
+) -> [__m512i; N] {
+    let quarters = 4 / parts(K::FORMAT);
+    let mut dots = [_mm512_setzero_si512(); N];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for quarter in quarters * part..quarters * (part + 1) {
+            let weights = [group_avx512::<K>(planes, 2 * quarter), group_avx512::<K>(planes, 2 * quarter + 1)];
+            for n in 0..N {
+                let act = &*at.add(n * per_row);
+                let q = act.q.as_ptr().add(QUARTER * quarter).cast::<i32>();
+                let q = [_mm512_set1_epi32(q.read_unaligned()), _mm512_set1_epi32(q.add(1).read_unaligned())];
+                let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[0], q[0]);
+                let dot = _mm512_dpbusd_epi32(dot, weights[1], q[1]);
+                let steps = _mm512_set1_epi32(i32::from(act.steps[quarter][0]));
+                dots[n] = _mm512_add_epi32(dots[n], _mm512_mullo_epi32(dot, steps));
+            }
+        }
+    }
+    dots
+}
+
+/// The weights of group `g`, unsigned.
+///
+/// # Safety
+/// `planes` is valid for the planes of a block column.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn group_avx512<K: Kind>(planes: *const u8, g: usize) -> __m512i {
+    let f = K::FORMAT;
+    let flip = _mm512_set1_epi8(-128);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let line = |at: usize| _mm512_loadu_si512(planes.add(at).cast());
+        let right = |v, by: usize| _mm512_srl_epi16(v, _mm_cvtsi32_si128(by as i32));
+        let left = |v, by: usize| _mm512_sll_epi16(v, _mm_cvtsi32_si128(by as i32));
+        if f.eight {
+            return _mm512_xor_si512(line(64 * g), flip);
+        }
+        let (mut code, mut at, mut above) = (_mm512_setzero_si512(), 0, 0);
+        if f.four {
+            code = _mm512_and_si512(right(line(64 * (g % 4)), 4 * (g / 4)), _mm512_set1_epi8(15));
+            (at, above) = (256, 4);
+        }
+        if f.two {
+            let bits = _mm512_and_si512(right(line(at + 64 * (g % 2)), 2 * (g / 2)), _mm512_set1_epi8(3));
+            code = _mm512_or_si512(code, left(bits, above));
+            (at, above) = (at + 128, above + 2);
+        }
+        if f.one {
+            let bits = _mm512_and_si512(right(line(at), g), _mm512_set1_epi8(1));
+            code = _mm512_or_si512(code, left(bits, above));
+        }
+        if matches!(f.values, Values::Table | Values::SmallTable) {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(K::TABLE.as_ptr().cast()));
+            code = _mm512_shuffle_epi8(_mm512_xor_si512(table, flip), code);
+        }
+        code
+    }
+}
+
+/// Sixteen f16 as f32.
+///
+/// # Safety
+/// `from` is valid for 32 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn halves_avx512(from: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+}
+
+/// Sixteen times `2^(e - 128)`.
+///
+/// # Safety
+/// `from` is valid for 16 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn exponents_avx512(from: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    let e = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) };
+    let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
+    let small = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), e);
+    let is_small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    _mm512_castsi512_ps(_mm512_mask_blend_epi32(is_small, normal, small))
+}
+
+/// The scales of one part of block `b`, and what is added for each unit of the sum of its activations.
+///
+/// # Safety
+/// `trailer` is valid for a trailer of the format.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn scales_avx512(f: Format, trailer: *const u8, b: usize, part: usize) -> (__m512, Option<__m512>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = |at: usize, i: usize| _mm_loadu_si128(trailer.add(at + ROWS * i).cast());
+        let times = |at: usize, steps| _mm512_mul_ps(halves_avx512(trailer.add(at)), _mm512_cvtepi32_ps(steps));
+        let minus = |steps| _mm512_sub_epi32(_mm512_setzero_si512(), steps);
+        let scale = match f.scales {
+            Scales::Block => halves_avx512(trailer),
+            Scales::Exponent => exponents_avx512(trailer),
+            Scales::Halves => times(0, _mm512_cvtepi8_epi32(bytes(32, 2 * b + part))),
+            Scales::Blocks => times(0, _mm512_cvtepi8_epi32(bytes(32, b))),
+            Scales::BlockMin => return (halves_avx512(trailer), Some(halves_avx512(trailer.add(32)))),
+            Scales::HalvesMin => {
+                let both = _mm512_cvtepu8_epi32(bytes(64, 2 * b + part));
+                let scale = times(0, _mm512_and_si512(both, _mm512_set1_epi32(15)));
+                return (scale, Some(times(32, minus(_mm512_srli_epi32::<4>(both)))));
+            }
+            Scales::BlocksMin => {
+                let (scale, min) = (_mm512_cvtepu8_epi32(bytes(64, b)), _mm512_cvtepu8_epi32(bytes(64 + 128, b)));
+                return (times(0, scale), Some(times(32, minus(min))));
+            }
+        };
+        let taken = (offset(f) != 0.0).then(|| _mm512_mul_ps(scale, _mm512_set1_ps(-offset(f))));
+        (scale, taken)
+    }
+}
