@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tenure_device::{
     AllocError, Backend, DeviceError, Exec, Lane, Load, LoadError, Memory, RawSegment, RunError, StepInputs, Stop,
-    WeightLayout,
+    WeightLayout, check_all,
 };
 use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::ByteSize;
@@ -27,10 +27,12 @@ pub enum Operation {
     RunLate,
     /// Copy an output.
     Read,
+    /// Run a step that does not end before somebody stops it. Not among [`Operation::ALL`].
+    Stall,
 }
 
 impl Operation {
-    /// Every operation.
+    /// Every operation that fails by itself.
     pub const ALL: [Operation; 7] = [
         Operation::Alloc,
         Operation::OpenLane,
@@ -159,21 +161,24 @@ struct FaultyLane {
 }
 
 impl Lane for FaultyLane {
-    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
+    unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
         let read = |item: usize, offset: u64, into: &mut [u8]| {
             if self.trigger.strikes(Operation::ReadWeight) {
                 return Err("injected".into());
             }
             (load.read)(item, offset, into)
         };
-        self.inner.load(&Load { items: load.items, read: &read, progress: load.progress }, stop)
+        // SAFETY: the caller's promise is the wrapped lane's.
+        unsafe { self.inner.load(&Load { items: load.items, read: &read, progress: load.progress }, stop) }
     }
 
-    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
+    unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
         if self.trigger.strikes(Operation::Bind) {
             return Err(DeviceError::HostOutOfMemory { asked: ByteSize::ZERO });
         }
-        Ok(Box::new(FaultyExec { inner: self.inner.bind(plan, memory)?, trigger: self.trigger.clone() }))
+        // SAFETY: the caller's promise is the wrapped lane's.
+        let inner = unsafe { self.inner.bind(plan, memory)? };
+        Ok(Box::new(FaultyExec { inner, trigger: self.trigger.clone() }))
     }
 }
 
@@ -183,11 +188,17 @@ struct FaultyExec {
 }
 
 impl Exec for FaultyExec {
-    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError> {
+    fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
         if self.trigger.strikes(Operation::Run) {
             return Err(injected());
         }
-        self.inner.run(step, stop)?;
+        if self.trigger.strikes(Operation::Stall) {
+            loop {
+                check_all(stops)?;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        self.inner.run(step, stops)?;
         if self.trigger.strikes(Operation::RunLate) { Err(injected()) } else { Ok(()) }
     }
 

@@ -84,12 +84,14 @@ struct PoisonedLane {
 }
 
 impl Lane for PoisonedLane {
-    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
-        self.inner.load(load, stop)
+    unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
+        // SAFETY: the caller's promise is the wrapped lane's.
+        unsafe { self.inner.load(load, stop) }
     }
 
-    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
-        let inner = self.inner.bind(plan, memory)?;
+    unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
+        // SAFETY: the caller's promise is the wrapped lane's.
+        let inner = unsafe { self.inner.bind(plan, memory)? };
         Ok(Box::new(PoisonedExec { inner, transient: [memory.arena.clone(), memory.scratch.clone()] }))
     }
 }
@@ -100,12 +102,12 @@ struct PoisonedExec {
 }
 
 impl Exec for PoisonedExec {
-    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError> {
+    fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
         for lease in &self.transient {
             // SAFETY: arena and scratch belong to this program, whose steps run one at a time (`&mut self`).
             unsafe { poison(lease.raw()) };
         }
-        self.inner.run(step, stop)
+        self.inner.run(step, stops)
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {

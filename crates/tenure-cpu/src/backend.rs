@@ -33,14 +33,18 @@ impl Cpu {
     /// A backend with these options.
     ///
     /// # Errors
-    /// [`DeviceError::UnsupportedIsa`] when this processor lacks the instruction set asked for.
+    /// [`DeviceError::UnsupportedIsa`] when this processor lacks the instruction set asked for,
+    /// [`DeviceError::BadThreads`] for no threads, or more than are taken for a mistake.
     pub fn new(options: &CpuOptions) -> Result<Self, DeviceError> {
         let isa = match options.isa {
             None => Isa::best(),
-            Some(isa) if Isa::available().contains(&isa) => isa,
+            Some(isa) if isa.is_available() => isa,
             Some(isa) => return Err(DeviceError::UnsupportedIsa { isa: format!("{isa:?}") }),
         };
-        let threads = options.threads.unwrap_or_else(physical_cores).clamp(1, MAX_THREADS);
+        let threads = options.threads.unwrap_or_else(|| physical_cores().clamp(1, MAX_THREADS));
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(DeviceError::BadThreads { threads, most: MAX_THREADS });
+        }
         Ok(Cpu { threads, isa })
     }
 

@@ -29,7 +29,7 @@ impl CpuLane {
 }
 
 impl Lane for CpuLane {
-    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
+    unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
         let mut chunks = Vec::new();
         let mut segments = Vec::new();
         for (index, item) in load.items.iter().enumerate() {
@@ -53,7 +53,7 @@ impl Lane for CpuLane {
         })
     }
 
-    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
+    unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
         let lowered = lower(&plan, &|w| is_panels(&plan, w));
         let scratch = Scratch::new(&plan, &lowered, self.team.count());
         let enough = |what, got: ByteSize, need: ByteSize| {
@@ -67,10 +67,11 @@ impl Lane for CpuLane {
         for &layer in plan.kv_layers() {
             let head = attention::block_bytes(memory.kv.kv, layer.head_dim)
                 .ok_or(DeviceError::UnsupportedKv { kv: memory.kv.kv, head_dim: layer.head_dim })?;
+            let layer_bytes = head.checked_mul(layer.heads).and_then(|block| block.checked_mul(memory.kv.blocks));
             layers.push((end, head * layer.heads));
-            end += head * layer.heads * memory.kv.blocks;
+            end = layer_bytes.and_then(|bytes| end.checked_add(bytes)).unwrap_or(usize::MAX);
+            enough("kv cache", memory.kv.lease.bytes(), ByteSize::of(end))?;
         }
-        enough("kv cache", memory.kv.lease.bytes(), ByteSize::of(end))?;
 
         let mut weights = Vec::new();
         let mut held = vec![memory.kv.lease.clone(), memory.arena.clone(), memory.scratch.clone()];

@@ -64,19 +64,27 @@ pub struct WeightLayout {
     pub mappable: bool,
 }
 
-/// A queue of work on a device.
+/// A backend's queue of work. [`DeviceLane`](crate::DeviceLane) is the safe way to use one.
 pub trait Lane: Send {
     /// Brings weights from their files into their leases, in the backend's layout.
     ///
     /// # Errors
     /// [`LoadError`]; the leases then hold garbage.
-    fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError>;
+    ///
+    /// # Safety
+    /// The leases are of the backend that opened this lane, the items' places do not overlap, and nobody else uses the
+    /// leases meanwhile.
+    unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError>;
 
     /// Makes `plan` ready to run over the given memory.
     ///
     /// # Errors
     /// [`DeviceError`] when memory and plan do not fit each other.
-    fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError>;
+    ///
+    /// # Safety
+    /// The leases are of the backend that opened this lane. While the executable lives, nobody else uses the KV cache,
+    /// the arena and the scratch memory, which do not overlap, and nobody writes the weights.
+    unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError>;
 }
 
 /// What [`Lane::load`] brings in.
@@ -111,7 +119,7 @@ pub struct Memory {
     pub weights: Vec<WeightPlace>,
     /// The KV cache.
     pub kv: KvPlace,
-    /// At least the plan's arena.
+    /// At least the plan's arena; for one program alone, as the KV cache and the scratch memory are.
     pub arena: Lease,
     /// At least what [`Backend::scratch`] said.
     pub scratch: Lease,
@@ -150,12 +158,12 @@ pub struct KvPlace {
 
 /// A plan bound to memory.
 pub trait Exec: Send {
-    /// Runs one step and waits for its end.
+    /// Runs one step and waits for its end, or until any of `stops` is due.
     ///
     /// # Errors
     /// [`RunError`]; what the step would have written (its rows' KV entries, its outputs) is then undefined, everything
     /// else is untouched.
-    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError>;
+    fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError>;
 
     /// Copies one row of an output of the last step.
     ///
@@ -217,6 +225,14 @@ pub enum DeviceError {
         /// What was asked for.
         isa: String,
     },
+    /// A number of threads that cannot be meant.
+    #[error("{threads} threads were asked for; 1 to {most} are possible")]
+    BadThreads {
+        /// What was asked for.
+        threads: usize,
+        /// The most that are taken.
+        most: usize,
+    },
     /// The operating system gave no thread.
     #[error("a worker thread could not be started: {0}")]
     ThreadSpawn(String),
@@ -229,6 +245,12 @@ pub enum DeviceError {
         got: ByteSize,
         /// What is needed.
         need: ByteSize,
+    },
+    /// Memory that is being written, or used while it would be written.
+    #[error("{what} are in use")]
+    InUse {
+        /// Which memory.
+        what: &'static str,
     },
     /// Memory of another backend.
     #[error("{what} belongs to another backend")]

@@ -84,6 +84,14 @@ impl Stop {
     }
 }
 
+/// Whether work for several may go on.
+///
+/// # Errors
+/// Why it may not, of the first that says so.
+pub fn check_all(stops: &[Stop]) -> Result<(), Stopped> {
+    stops.iter().try_for_each(Stop::check)
+}
+
 /// Why work ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Stopped {

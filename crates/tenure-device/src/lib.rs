@@ -19,6 +19,7 @@
 mod backend;
 mod deadline;
 mod device;
+mod lane;
 mod ledger;
 mod program;
 mod segment;
@@ -27,8 +28,9 @@ pub use backend::{
     AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn,
     RunError, SourceError, StepInputs, WeightLayout, WeightPlace,
 };
-pub use deadline::{Cancel, Deadline, Stop, Stopped};
+pub use deadline::{Cancel, Deadline, Stop, Stopped, check_all};
 pub use device::{CarveError, Device, Footprint, Reservation};
+pub use lane::DeviceLane;
 pub use ledger::{BudgetError, Holder, Report};
 pub use program::Program;
 pub use segment::{Lease, RawSegment, SegmentKind};

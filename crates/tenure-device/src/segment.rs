@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tenure_tensor::ByteSize;
 
@@ -52,6 +53,26 @@ struct Segment {
     label: Arc<str>,
     backend: Arc<dyn Backend>,
     ledger: Arc<Ledger>,
+    /// How many read it, or [`WRITTEN`].
+    users: AtomicU32,
+}
+
+const WRITTEN: u32 = u32::MAX;
+
+/// The right to read a lease's memory, shared, or to write it, alone.
+pub(crate) struct InUse {
+    lease: Lease,
+    writes: bool,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if self.writes {
+            self.lease.0.users.store(0, Ordering::Release);
+        } else {
+            self.lease.0.users.fetch_sub(1, Ordering::Release);
+        }
+    }
 }
 
 impl Lease {
@@ -62,7 +83,7 @@ impl Lease {
         backend: Arc<dyn Backend>,
         ledger: Arc<Ledger>,
     ) -> Self {
-        Lease(Arc::new(Segment { raw, kind, label, backend, ledger }))
+        Lease(Arc::new(Segment { raw, kind, label, backend, ledger, users: AtomicU32::new(0) }))
     }
 
     /// What the memory is for.
@@ -83,6 +104,24 @@ impl Lease {
     /// The backend's own name for it; of use to that backend only.
     pub fn raw(&self) -> RawSegment {
         self.0.raw
+    }
+
+    /// Takes the memory for reading, if nobody writes it.
+    pub(crate) fn read(&self) -> Option<InUse> {
+        let more = |users: u32| users.checked_add(1).filter(|&users| users != WRITTEN);
+        self.0.users.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
+        Some(InUse { lease: self.clone(), writes: false })
+    }
+
+    /// Takes the memory for writing, if nobody uses it.
+    pub(crate) fn write(&self) -> Option<InUse> {
+        self.0.users.compare_exchange(0, WRITTEN, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(InUse { lease: self.clone(), writes: true })
+    }
+
+    /// The same for clones, different for other leases.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// Whether `backend` allocated it.

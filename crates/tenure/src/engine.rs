@@ -95,7 +95,7 @@ impl Engine {
     pub fn reserve<F: Family>(&self, plan: &LoadPlan<F>, stop: &Stop) -> Result<Reservation, Error> {
         self.device.reserve(F::label(&plan.inner), F::footprint(&plan.inner), stop).map_err(|error| match error {
             BudgetError::TooLarge { .. } | BudgetError::NoRoom { .. } => {
-                Cause::DoesNotFit { error, advice: F::advice(&plan.inner, &self.device) }.into()
+                Cause::DoesNotFit { source: error, advice: F::advice(&plan.inner, &self.device) }.into()
             }
             other => other.into(),
         })

@@ -10,8 +10,8 @@ use tenure_sampling::SamplingError;
 use tenure_tokenizer::{TemplateError, TokenizerError};
 use tenure_weights::{ErrorKind as FileError, WeightsError};
 
-/// What went wrong, in words for a person and a kind for a program. The cause is reachable by
-/// [`std::error::Error::source`].
+/// What went wrong, in words for a person and a kind for a program. The error it came from, such as a
+/// [`BudgetError`] with all holders, is its [`source`](std::error::Error::source).
 pub struct Error(Box<Cause>);
 
 /// What a program can react to.
@@ -44,33 +44,33 @@ pub enum ErrorKind {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
-    #[error(transparent)]
+    #[error("{0}")]
     Weights(#[from] WeightsError),
-    #[error("{path}: {error}")]
-    Model { path: PathBuf, error: ModelError },
-    #[error("{path}: {error}")]
-    Tokenizer { path: PathBuf, error: TokenizerError },
-    #[error("{path}: {error}")]
-    Template { path: PathBuf, error: TemplateError },
-    #[error(transparent)]
+    #[error("{path}: {source}")]
+    Model { path: PathBuf, source: ModelError },
+    #[error("{path}: {source}")]
+    Tokenizer { path: PathBuf, source: TokenizerError },
+    #[error("{path}: {source}")]
+    Template { path: PathBuf, source: TemplateError },
+    #[error("{0}")]
     Plan(#[from] PlanError),
-    #[error(transparent)]
+    #[error("{0}")]
     Encode(#[from] TokenizerError),
-    #[error(transparent)]
+    #[error("{0}")]
     Budget(#[from] BudgetError),
-    #[error(transparent)]
+    #[error("{0}")]
     Carve(#[from] CarveError),
-    #[error("{error}; {advice}")]
-    DoesNotFit { error: BudgetError, advice: String },
-    #[error(transparent)]
+    #[error("{source}; {advice}")]
+    DoesNotFit { source: BudgetError, advice: String },
+    #[error("{0}")]
     Device(#[from] DeviceError),
-    #[error("{path}: {error}")]
-    Load { path: PathBuf, error: LoadError },
-    #[error(transparent)]
+    #[error("{path}: {source}")]
+    Load { path: PathBuf, source: LoadError },
+    #[error("{0}")]
     Run(#[from] RunError),
-    #[error(transparent)]
+    #[error("{0}")]
     Sampling(#[from] SamplingError),
-    #[error(transparent)]
+    #[error("{0}")]
     Stopped(#[from] Stopped),
     #[error("the prompt has {tokens} tokens, the context holds {context}")]
     PromptTooLong { tokens: usize, context: usize },
@@ -92,29 +92,37 @@ impl Error {
     /// What a program can react to.
     pub fn kind(&self) -> ErrorKind {
         match &*self.0 {
-            Cause::Weights(error) if matches!(error.kind(), FileError::Io { .. } | FileError::NotAFile { .. }) => {
-                ErrorKind::Io
-            }
-            Cause::Weights(_) | Cause::Plan(_) | Cause::Tokenizer { .. } | Cause::Template { .. } => {
-                ErrorKind::InvalidFile
-            }
-            Cause::Model { error, .. } => match error {
+            Cause::Weights(error) => of_weights(error),
+            Cause::Plan(error) => of_plan(error),
+            Cause::Tokenizer { source, .. } => match source {
+                TokenizerError::UnsupportedModel { .. } | TokenizerError::UnknownPreTokenizer { .. } => {
+                    ErrorKind::UnsupportedModel
+                }
+                _ => ErrorKind::InvalidFile,
+            },
+            // What a template refuses to render is what the caller gave it.
+            Cause::Template { source: TemplateError::TemplateRaised { .. }, .. } => ErrorKind::BadParameter,
+            Cause::Template { .. } => ErrorKind::InvalidFile,
+            Cause::Model { source, .. } => match source {
                 ModelError::UnsupportedArchitecture { .. }
                 | ModelError::UnsupportedFeature { .. }
                 | ModelError::NoMetadata => ErrorKind::UnsupportedModel,
+                ModelError::Weights(error) => of_weights(error),
+                ModelError::Plan(error) => of_plan(error),
                 _ => ErrorKind::InvalidFile,
             },
-            Cause::Budget(BudgetError::Stopped(stopped)) | Cause::Stopped(stopped) => of_stopped(*stopped),
-            Cause::Run(RunError::Stopped(stopped)) | Cause::Load { error: LoadError::Stopped(stopped), .. } => {
-                of_stopped(*stopped)
-            }
+            Cause::Budget(BudgetError::Stopped(stopped))
+            | Cause::DoesNotFit { source: BudgetError::Stopped(stopped), .. }
+            | Cause::Stopped(stopped)
+            | Cause::Run(RunError::Stopped(stopped))
+            | Cause::Load { source: LoadError::Stopped(stopped), .. } => of_stopped(*stopped),
             Cause::Budget(_) | Cause::Carve(_) | Cause::DoesNotFit { .. } => ErrorKind::OutOfMemory,
-            Cause::Device(DeviceError::HostOutOfMemory { .. }) => ErrorKind::OutOfMemory,
-            Cause::Device(DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. }) => {
-                ErrorKind::UnsupportedModel
+            Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => of_device(error),
+            Cause::Load { source: LoadError::Source { error, .. }, .. } => {
+                error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
             }
-            Cause::Load { error: LoadError::Source { .. }, .. } => ErrorKind::Io,
-            Cause::Device(_) | Cause::Load { .. } | Cause::Run(_) => ErrorKind::Device,
+            Cause::Run(RunError::BadInput { .. }) => ErrorKind::BadParameter,
+            Cause::Load { .. } | Cause::Run(_) => ErrorKind::Device,
             Cause::Sampling(SamplingError::NonFiniteLogits { .. }) => ErrorKind::NonFinite,
             Cause::Sampling(_)
             | Cause::Encode(_)
@@ -132,20 +140,24 @@ impl Error {
     pub fn class(&self) -> String {
         match &*self.0 {
             Cause::Weights(error) => variant(error.kind()),
-            Cause::Model { error: ModelError::Weights(error), .. } => variant(error.kind()),
-            Cause::Model { error: ModelError::Plan(error), .. } => variant(error),
-            Cause::Model { error, .. } => variant(error),
+            Cause::Model { source: ModelError::Weights(error), .. } => variant(error.kind()),
+            Cause::Model { source: ModelError::Plan(error), .. } => variant(error),
+            Cause::Model { source, .. } => variant(source),
             Cause::Plan(error) => variant(error),
-            Cause::Tokenizer { error, .. } | Cause::Encode(error) => variant(error),
-            Cause::Template { error, .. } => variant(error),
-            Cause::Budget(error) | Cause::DoesNotFit { error, .. } => variant(error),
+            Cause::Tokenizer { source: error, .. } | Cause::Encode(error) => variant(error),
+            Cause::Template { source, .. } => variant(source),
+            Cause::Budget(BudgetError::Stopped(stopped))
+            | Cause::DoesNotFit { source: BudgetError::Stopped(stopped), .. }
+            | Cause::Load { source: LoadError::Stopped(stopped), .. }
+            | Cause::Run(RunError::Stopped(stopped))
+            | Cause::Stopped(stopped) => variant(stopped),
+            Cause::Budget(error) | Cause::DoesNotFit { source: error, .. } => variant(error),
             Cause::Carve(error) => variant(error),
-            Cause::Device(error) => variant(error),
-            Cause::Load { error: LoadError::Source { error, .. }, .. } => {
+            Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => variant(error),
+            Cause::Load { source: LoadError::Source { error, .. }, .. } => {
                 error.downcast_ref::<WeightsError>().map_or_else(|| "Io".to_owned(), |error| variant(error.kind()))
             }
-            Cause::Load { error, .. } => variant(error),
-            Cause::Run(RunError::Stopped(stopped)) | Cause::Stopped(stopped) => variant(stopped),
+            Cause::Load { source, .. } => variant(source),
             Cause::Run(error) => variant(error),
             Cause::Sampling(error) => variant(error),
             cause @ (Cause::PromptTooLong { .. }
@@ -156,6 +168,30 @@ impl Error {
             | Cause::NoChatTemplate
             | Cause::WrongReservation { .. }) => variant(cause),
         }
+    }
+}
+
+fn of_weights(error: &WeightsError) -> ErrorKind {
+    match error.kind() {
+        FileError::Io { .. } | FileError::NotAFile { .. } => ErrorKind::Io,
+        FileError::HostOutOfMemory { .. } => ErrorKind::OutOfMemory,
+        _ => ErrorKind::InvalidFile,
+    }
+}
+
+fn of_plan(error: &PlanError) -> ErrorKind {
+    match error {
+        PlanError::Unsupported { .. } => ErrorKind::UnsupportedModel,
+        _ => ErrorKind::InvalidFile,
+    }
+}
+
+fn of_device(error: &DeviceError) -> ErrorKind {
+    match error {
+        DeviceError::HostOutOfMemory { .. } => ErrorKind::OutOfMemory,
+        DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. } => ErrorKind::UnsupportedModel,
+        DeviceError::BadThreads { .. } | DeviceError::UnsupportedIsa { .. } => ErrorKind::BadParameter,
+        _ => ErrorKind::Device,
     }
 }
 

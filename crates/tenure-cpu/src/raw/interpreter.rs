@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop};
+use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop, check_all};
 use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, Rows, Val, WeightId};
 use tenure_tensor::{DType, codec};
 
@@ -69,7 +69,7 @@ pub(crate) struct Kv {
 struct Run<'r> {
     me: &'r Interpreter,
     step: &'r StepInputs<'r>,
-    stop: &'r Stop,
+    stops: &'r [Stop],
     /// Chunks of one row's positions are given out separately.
     split: bool,
     /// The phase after which the members stop, if they do.
@@ -77,7 +77,7 @@ struct Run<'r> {
 }
 
 impl Exec for Interpreter {
-    fn run(&mut self, step: &StepInputs<'_>, stop: &Stop) -> Result<(), RunError> {
+    fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
         self.check(step)?;
         self.claims.iter().for_each(|claim| claim.store(0, Ordering::Relaxed));
         self.out_rows = step.outputs.len();
@@ -87,7 +87,7 @@ impl Exec for Interpreter {
             halt_after: AtomicUsize::new(usize::MAX),
             me: self,
             step,
-            stop,
+            stops,
         };
         let halted = self.team.run(&|member| {
             // A member that panicked breaks the region for all; the team reports it.
@@ -97,7 +97,7 @@ impl Exec for Interpreter {
         match halted {
             Err(Broken) => Err(RunError::Failed { device: "cpu".to_owned(), why: "a kernel panicked".to_owned() }),
             // The flag was set because the stop was due, so the check fails; if the clock disagrees, it was due anyway.
-            Ok(()) if stopped => Err(stop.check().err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
+            Ok(()) if stopped => Err(check_all(stops).err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
             Ok(()) => Ok(()),
         }
     }
@@ -263,7 +263,7 @@ impl Run<'_> {
                 Phase::Attention(op) => self.attention(op, member, &me.claims[at]),
             }
             // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
-            if member.index == 0 && (rows > 1 || at.is_multiple_of(16)) && self.stop.check().is_err() {
+            if member.index == 0 && (rows > 1 || at.is_multiple_of(16)) && check_all(self.stops).is_err() {
                 self.halt_after.store(at, Ordering::Relaxed);
             }
             member.barrier()?;
@@ -348,8 +348,9 @@ impl Run<'_> {
             }
             RowOp::Quantize { x } => {
                 let x = read(x);
-                // SAFETY: a row of the quantised rows, which this member has.
-                panels::quantize(isa, x, unsafe { me.quantized(row, 1, x.len()) });
+                // SAFETY: a row of the quantised rows, which this member alone has.
+                let acts = unsafe { std::slice::from_raw_parts_mut(me.acts(row, x.len()), x.len() / panels::BLOCK) };
+                panels::quantize(isa, x, acts);
             }
         }
     }
@@ -408,7 +409,7 @@ impl Run<'_> {
             // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
             // quantised in an earlier phase.
             unsafe {
-                let acts = me.quantized(0, count_rows, cols);
+                let acts = std::slice::from_raw_parts(me.acts(0, cols), count_rows * (cols / panels::BLOCK));
                 let out = Out { base: out.add(features.start), stride, features: features.len() };
                 panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
             }
@@ -563,7 +564,7 @@ impl Run<'_> {
         for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
             // SAFETY: written in the phase before, chunk after chunk of a KV head.
             let partials = unsafe {
-                let first = me.partials(op, row, head / group, chunks.start).as_ptr();
+                let first = me.partial(op, row, head / group, chunks.start);
                 let len = (chunks.len() - 1) * group * one + one;
                 std::slice::from_raw_parts(first.add(head % group * one), len)
             };
@@ -590,17 +591,12 @@ impl Interpreter {
         }
     }
 
-    /// Quantised rows of `cols` columns.
-    ///
-    /// # Safety
-    /// Nobody writes them meanwhile, and who writes them is alone.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn quantized(&self, row: usize, rows: usize, cols: usize) -> &mut [panels::Act] {
-        let per_row = cols / panels::BLOCK;
-        // SAFETY: inside the scratch, which has room for the widest quantised rows; the caller upholds the rest.
+    /// The first quantised activations of a row, where rows have `cols` columns.
+    fn acts(&self, row: usize, cols: usize) -> *mut panels::Act {
+        // SAFETY: inside the scratch, which has room for the widest quantised rows of a whole step.
         unsafe {
             let base = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
-            std::slice::from_raw_parts_mut(base.add(row * per_row), rows * per_row)
+            base.add(row * (cols / panels::BLOCK))
         }
     }
 
@@ -621,12 +617,17 @@ impl Interpreter {
     unsafe fn partials(&self, op: &AttentionOp, row: usize, kv_head: usize, chunk: usize) -> &mut [f32] {
         let layer = self.plan.kv_layer(op.layer);
         let floats = op.heads / layer.heads * attention::partial_floats(layer.head_dim);
+        // SAFETY: inside the scratch; the caller upholds the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.partial(op, row, kv_head, chunk), floats) }
+    }
+
+    /// Where [`partials`](Self::partials) begin; those of the following chunks lie behind them.
+    fn partial(&self, op: &AttentionOp, row: usize, kv_head: usize, chunk: usize) -> *mut f32 {
+        let layer = self.plan.kv_layer(op.layer);
+        let floats = op.heads / layer.heads * attention::partial_floats(layer.head_dim);
         let at = ((row * layer.heads + kv_head) * self.scratch.chunks + chunk) * floats;
-        // SAFETY: inside the scratch (`rows * heads * chunks` partials); the caller upholds the rest.
-        unsafe {
-            let base = self.scratch_base.0.add(self.scratch.partials).cast::<f32>();
-            std::slice::from_raw_parts_mut(base.add(at), floats)
-        }
+        // SAFETY: inside the scratch, which has `rows * heads * chunks` partials.
+        unsafe { self.scratch_base.0.add(self.scratch.partials).cast::<f32>().add(at) }
     }
 
     fn kv_store(&self, layer: usize, block: usize, position: usize, k: &[f32], v: &[f32]) {

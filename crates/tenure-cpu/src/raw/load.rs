@@ -44,8 +44,8 @@ pub(crate) fn bring_in(
     };
     let offset = offset as usize;
     match chunk.layout {
-        // SAFETY: chunks of one weight and places of different weights are disjoint, so nobody else touches these bytes
-        // while the load runs.
+        // SAFETY: chunks of one weight are disjoint, and so are places of different weights, as the caller of `Lane::load`
+        // promised; nobody else uses the lease while the load runs.
         Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
         Layout::Vector => {
             room(staging, len)?;

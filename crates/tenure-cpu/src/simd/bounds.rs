@@ -70,11 +70,11 @@ fn sum(words: &[u64]) -> u64 {
 fn multiply_adds(isa: Isa, turns: usize) -> f64 {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instruction set was found on this processor (`Isa` is made by detection; see `Cpu::new`).
-        Isa::Avx512Vnni if Isa::available().contains(&isa) => unsafe { multiply_adds_vnni(turns) },
+        // SAFETY: just detected.
+        Isa::Avx512Vnni if isa.is_available() => unsafe { multiply_adds_vnni(turns) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 if Isa::available().contains(&isa) => unsafe { multiply_adds_avx2(turns) },
+        Isa::Avx2 if isa.is_available() => unsafe { multiply_adds_avx2(turns) },
         Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => {
             let (a, b) = (black_box([3i8; 64]), black_box([5i8; 64]));
             let mut sums = [0i32; 64];

@@ -14,25 +14,29 @@ pub enum Isa {
 impl Isa {
     /// The instruction sets this processor can run, slowest first.
     pub fn available() -> Vec<Isa> {
-        let mut found = vec![Isa::Portable];
+        [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this processor can run it. Detection is cached by the standard library: some loads and tests.
+    #[inline]
+    pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 =
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-            if avx2 {
-                found.push(Isa::Avx2);
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
-            if avx2
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vnni")
-            {
-                found.push(Isa::Avx512Vnni);
+            Isa::Avx512Vnni => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
             }
         }
-        found
+        #[cfg(not(target_arch = "x86_64"))]
+        matches!(self, Isa::Portable)
     }
 
     /// The fastest instruction set this processor can run.

@@ -417,16 +417,15 @@ pub const fn act_bytes(rows: usize, cols: usize) -> usize {
     rows.saturating_mul(cols / BLOCK).saturating_mul(size_of::<Act>())
 }
 
-/// Quantises one row; `acts` has one [`Act`] for each 32 columns.
+/// Quantises one row; `acts` has one [`Act`] for each 32 columns. Plain code where this processor lacks `isa`, as in
+/// [`matmul`].
 pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act]) {
     assert!(x.len() == acts.len() * BLOCK);
     match isa {
-        // SAFETY: an `Isa` other than `Portable` is used only where the processor has it; see `Cpu::new`.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512Vnni => unsafe { x86::quantize_avx2(x, acts) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => quantize_portable(x, acts),
-        Isa::Portable => quantize_portable(x, acts),
+        // SAFETY: just detected.
+        Isa::Avx2 | Isa::Avx512Vnni if isa.is_available() => unsafe { x86::quantize_avx2(x, acts) },
+        Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => quantize_portable(x, acts),
     }
 }
 
@@ -458,17 +457,15 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &
     assert!(panels.len() == out.features.div_ceil(ROWS) * bytes && acts.len().is_multiple_of(cols / BLOCK));
     for (index, panel) in panels.chunks_exact(bytes).enumerate() {
         let first = index * ROWS;
-        // SAFETY: the panel's features lie inside `out`; the caller upholds the rest.
+        // SAFETY: the panel's features lie inside `out`, the instruction set is there; the caller upholds the rest.
         unsafe {
             let out = Out { base: out.base.add(first), features: ROWS.min(out.features - first), ..out };
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => x86::avx2(dtype, panel, cols, acts, out),
+                Isa::Avx2 if isa.is_available() => x86::avx2(dtype, panel, cols, acts, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni => x86::avx512(dtype, panel, cols, acts, out),
-                #[cfg(not(target_arch = "x86_64"))]
-                Isa::Avx2 | Isa::Avx512Vnni => portable(dtype, panel, cols, acts, out),
-                Isa::Portable => portable(dtype, panel, cols, acts, out),
+                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts, out),
+                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts, out),
             }
         }
     }

@@ -29,6 +29,8 @@ pub struct Generation<'s> {
     limit: usize,
     made: usize,
     last: Option<u32>,
+    /// The logits to choose from are there.
+    computed: bool,
     finished: Option<FinishReason>,
     reused: usize,
     prefill_time: Duration,
@@ -98,6 +100,7 @@ impl<'s> Generation<'s> {
             limit: options.max_tokens.unwrap_or(usize::MAX),
             made: 0,
             last: None,
+            computed: false,
             finished: None,
             reused: 0,
             prefill_time: Duration::ZERO,
@@ -110,18 +113,18 @@ impl<'s> Generation<'s> {
     /// The next token, or `None` at the end. The first call computes the prompt.
     ///
     /// # Errors
-    /// When the deadline comes, somebody cancels, the step fails, or the logits are no numbers. After a deadline or a
-    /// cancellation the call may be repeated; nothing is lost or made twice.
+    /// When the deadline comes, somebody cancels, the step fails, or the logits are no numbers. The call may be
+    /// repeated; nothing is lost or made twice.
     pub fn next(&mut self, deadline: Deadline) -> Result<Option<Piece<'_>>, Error> {
         if self.finished.is_some() {
             return Ok(None);
         }
-        if self.made >= self.limit {
-            return Ok(self.end(FinishReason::MaxTokens));
-        }
         let stop = Stop { deadline, cancel: self.cancel.clone() };
         match self.last {
+            _ if self.computed => stop.check()?,
+            // Also where no token is wanted: the prompt's logits may be, and the next prompt may begin with this one.
             None => self.compute_prompt(&stop)?,
+            Some(_) if self.made >= self.limit => {}
             Some(_) if self.prompt.len() + self.made > self.session.model().context() => {
                 return Ok(self.end(FinishReason::ContextFull));
             }
@@ -129,6 +132,10 @@ impl<'s> Generation<'s> {
                 stop.check()?;
                 self.session.advance(&[token], 1, &stop)?;
             }
+        }
+        self.computed = true;
+        if self.made >= self.limit {
+            return Ok(self.end(FinishReason::MaxTokens));
         }
         self.choose()
     }
@@ -205,15 +212,19 @@ impl<'s> Generation<'s> {
                 self.row.clear();
                 self.row.extend_from_slice(logits);
                 let sampled = self.sampler.sample(&mut self.row)?;
-                top_logprobs(logits, k, &mut self.alternatives)?;
-                let own = TokenLogprob { token: sampled.token, logprob: logprob(logits, sampled.token)? };
-                self.alternatives.insert(0, own);
+                // Logits that are no numbers have no probabilities; the caller asked for a token all the same.
+                if !sampled.finite_fallback {
+                    top_logprobs(logits, k, &mut self.alternatives)?;
+                    let own = TokenLogprob { token: sampled.token, logprob: logprob(logits, sampled.token)? };
+                    self.alternatives.insert(0, own);
+                }
                 sampled
             }
         };
         self.sampler.accept(sampled.token)?;
         self.made += 1;
         self.last = Some(sampled.token);
+        self.computed = false;
         self.text.clear();
         let tokenizer = &self.session.model().0.tokenizer;
         if !self.ignore_eos && tokenizer.is_end_of_generation(sampled.token) {

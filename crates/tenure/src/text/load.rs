@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{
-    Device, Footprint, HostBytes, KvPlace, Load, LoadItem, Memory, Program, Reservation, SegmentKind, SourceError,
+    Device, DeviceError, Footprint, HostBytes, KvPlace, Load, LoadItem, Memory, Reservation, SegmentKind, SourceError,
     Stop, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
@@ -142,7 +142,7 @@ impl LoadPlan<Text> {
 impl TextPlan {
     fn new(device: &Device, store: &Arc<WeightStore>, options: &TextOptions) -> Result<Self, Error> {
         let path = path_of(store);
-        let model_error = |error| Cause::Model { path: path.to_owned(), error };
+        let model_error = |error| Cause::Model { path: path.to_owned(), source: error };
         let config = TextConfig::from_gguf(store).map_err(model_error)?;
         let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
         check(options, context)?;
@@ -223,13 +223,13 @@ impl TextPlan {
         let path = path_of(&store).to_owned();
         let stop = Stop { deadline: options.deadline, cancel: options.cancel.clone() };
         let device = reservation.device().clone();
-        let backend = device.backend();
 
         // The tokenizer is built while the weights are read.
         let (text_side, device_side) = std::thread::scope(|scope| {
-            let text_side = scope.spawn(|| open_text(&store));
+            let thread = std::thread::Builder::new().name("tokenizer".to_owned());
+            let text_side = thread.spawn_scoped(scope, || open_text(&store));
             let device_side = (|| {
-                let mut lane = backend.open_lane()?;
+                let mut lane = device.open_lane()?;
                 let weights = match footprint.of(SegmentKind::Weights) {
                     ByteSize::ZERO => None,
                     _ => Some(reservation.carve(SegmentKind::Weights)?),
@@ -265,20 +265,21 @@ impl TextPlan {
                     }
                 };
                 lane.load(&Load { items: &items, read: &read, progress: &progress }, &stop)
-                    .map_err(|error| Cause::Load { path: path.clone(), error })?;
+                    .map_err(|error| Cause::Load { path: path.clone(), source: error })?;
                 store.verify_unchanged()?;
                 let kv = KvPlace { lease: kv, blocks: kv_blocks, kv: wanted.kv };
                 let memory = Memory { weights: weight_places, kv, arena, scratch };
-                let program = Program::bind(backend, &mut *lane, plan.clone(), &memory)?;
-                Ok::<_, Error>(program)
+                Ok::<_, Error>(lane.bind(plan.clone(), &memory)?)
             })();
-            (text_side.join(), device_side)
+            let text_side = match text_side.map(|thread| thread.join()) {
+                Ok(Ok(result)) => result,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(error) => Err(DeviceError::ThreadSpawn(error.to_string()).into()),
+            };
+            (text_side, device_side)
         });
         let program = device_side?;
-        let (tokenizer, template) = match text_side {
-            Ok(result) => result?,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
+        let (tokenizer, template) = text_side?;
         Ok(LoadedText {
             stepper: Stepper::new(program, wanted.sequences, config.vocab),
             config,
@@ -329,8 +330,9 @@ fn stored<'s>(store: &'s WeightStore, name: &str) -> Result<&'s StoredTensor, Pl
 fn open_text(store: &WeightStore) -> Result<TextSide, Error> {
     let path = path_of(store);
     let meta = store.metadata().ok_or(tenure_models::ModelError::NoMetadata);
-    let meta = meta.map_err(|error| Cause::Model { path: path.to_owned(), error })?;
-    let tokenizer = Tokenizer::from_gguf(meta).map_err(|error| Cause::Tokenizer { path: path.to_owned(), error })?;
+    let meta = meta.map_err(|error| Cause::Model { path: path.to_owned(), source: error })?;
+    let tokenizer =
+        Tokenizer::from_gguf(meta).map_err(|error| Cause::Tokenizer { path: path.to_owned(), source: error })?;
     Ok((tokenizer, meta.opt_str("tokenizer.chat_template")?.map(ChatTemplate::new)))
 }
 

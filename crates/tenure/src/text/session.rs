@@ -39,6 +39,8 @@ pub struct TextSession {
     model: ModelHandle<Text>,
     slot: usize,
     buffers: Buffers,
+    /// The sequence is this session's. Before, it may hold another's tokens, which only a prompt may begin with.
+    begun: bool,
     _not_sync: PhantomData<Cell<()>>,
 }
 
@@ -50,7 +52,7 @@ impl ModelHandle<Text> {
     pub fn session(&self) -> Result<TextSession, Error> {
         let sequences = self.0.sequences;
         let slot = self.0.stepper.open().ok_or(Cause::NoFreeSequence { sequences })?;
-        Ok(TextSession { model: self.clone(), slot, buffers: Buffers::default(), _not_sync: PhantomData })
+        Ok(TextSession { model: self.clone(), slot, buffers: Buffers::default(), begun: false, _not_sync: PhantomData })
     }
 
     /// The model's hyperparameters.
@@ -86,7 +88,7 @@ impl ModelHandle<Text> {
     /// The tokens of a prompt, as [`TextSession::generate`] would take it.
     ///
     /// # Errors
-    /// When the template cannot be rendered, or a token is outside the vocabulary.
+    /// When the template cannot be rendered.
     pub fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
         let loaded = &*self.0;
         let raw = EncodeOptions { add_special: true, parse_special: true };
@@ -94,13 +96,7 @@ impl ModelHandle<Text> {
         let rendered = EncodeOptions { add_special: false, parse_special: true };
         let encode = |text: &str, options| loaded.tokenizer.encode(text, options).map_err(Error::from);
         match prompt {
-            Prompt::Tokens(tokens) => {
-                let vocab = loaded.config.vocab;
-                match tokens.iter().find(|&&token| token as usize >= vocab) {
-                    Some(&token) => Err(Cause::TokenOutOfRange { token, vocab }.into()),
-                    None => Ok(tokens.clone()),
-                }
-            }
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Raw(text) => encode(text, raw),
             Prompt::User(text) => match self.render(&[crate::Message::user(text)])? {
                 Some(text) => encode(&text, rendered),
@@ -116,7 +112,7 @@ impl ModelHandle<Text> {
     fn render(&self, messages: &[crate::Message]) -> Result<Option<String>, Error> {
         let loaded = &*self.0;
         let Some(template) = &loaded.template else { return Ok(None) };
-        let failed = |error| Cause::Template { path: loaded.path().to_owned(), error };
+        let failed = |error| Cause::Template { path: loaded.path().to_owned(), source: error };
         let template = template.as_ref().map_err(|error| failed(error.clone()))?;
         Ok(Some(template.render_chat(messages, &loaded.tokenizer).map_err(failed)?))
     }
@@ -130,7 +126,7 @@ impl TextSession {
 
     /// Tokens whose keys and values are cached.
     pub fn cached(&self) -> usize {
-        self.model.0.stepper.len(self.slot)
+        if self.begun { self.model.0.stepper.len(self.slot) } else { 0 }
     }
 
     /// Answers with default options.
@@ -183,6 +179,7 @@ impl TextSession {
         self.check(tokens)?;
         let model = self.model.clone();
         let (stepper, vocab) = (&model.0.stepper, model.0.config.vocab);
+        self.begun = true;
         stepper.truncate(self.slot, 0);
         let first = tokens.len().saturating_sub(rows);
         self.advance(&tokens[..first], 0, stop)?;
@@ -213,7 +210,7 @@ impl TextSession {
             if !std::sync::Arc::ptr_eq(&session.model.0, &model.0) {
                 return Err(bad("sessions", lent.len()));
             }
-            session.check_room(1)?;
+            session.check_more(&[token])?;
             session.buffers.tokens.clear();
             session.buffers.tokens.push(token);
             lent.push(Lent { slot: session.slot, buffers: &mut session.buffers, outs: 1 });
@@ -224,16 +221,23 @@ impl TextSession {
     /// Appends tokens to the sequence and returns the logits after the last of them.
     ///
     /// # Errors
-    /// When they do not fit, or the step fails or is stopped.
+    /// When they do not fit, or the step fails or is stopped; the sequence then holds about what it held before
+    /// ([`TextSession::cached`] says), and never part of `tokens`.
     pub fn append(&mut self, tokens: &[u32], stop: &Stop) -> Result<&[f32], Error> {
-        self.check_room(tokens.len())?;
-        self.advance(tokens, 1, stop)?;
+        self.check_more(tokens)?;
+        let held = self.cached();
+        if let Err(error) = self.advance(tokens, 1, stop) {
+            self.truncate(held);
+            return Err(error);
+        }
         Ok(&self.buffers.logits)
     }
 
     /// Forgets all but about the first `len` tokens of the sequence; returns how many are left.
     pub fn truncate(&mut self, len: usize) -> usize {
-        self.model.0.stepper.truncate(self.slot, len);
+        if self.begun {
+            self.model.0.stepper.truncate(self.slot, len);
+        }
         self.cached()
     }
 
@@ -250,6 +254,7 @@ impl TextSession {
     /// Computes what of `tokens` is not cached; leaves the last row's logits.
     pub(crate) fn prefill(&mut self, tokens: &[u32], stop: &Stop) -> Result<usize, Error> {
         let reused = self.model.0.stepper.reuse(self.slot, tokens);
+        self.begun = true;
         self.advance(&tokens[reused..], 1, stop)?;
         Ok(reused)
     }
@@ -271,26 +276,32 @@ impl TextSession {
         Ok(())
     }
 
-    fn check_room(&self, more: usize) -> Result<(), Error> {
-        let (context, cached) = (self.model.context(), self.cached());
-        if more == 0 {
-            return Err(Cause::EmptyPrompt.into());
+    /// Makes the sequence this session's, and checks tokens that are to follow it.
+    fn check_more(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        if !self.begun {
+            self.begun = true;
+            self.truncate(0);
         }
-        if cached + more > context {
-            return Err(Cause::PromptTooLong { tokens: cached + more, context }.into());
-        }
-        Ok(())
+        self.check_after(self.cached(), tokens)
     }
 
+    /// Checks tokens that are to be the whole sequence.
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
-        let context = self.model.context();
+        self.check_after(0, tokens)
+    }
+
+    fn check_after(&self, held: usize, tokens: &[u32]) -> Result<(), Error> {
+        let (context, vocab) = (self.model.context(), self.model.config().vocab);
         if tokens.is_empty() {
             return Err(Cause::EmptyPrompt.into());
         }
-        if tokens.len() > context {
-            return Err(Cause::PromptTooLong { tokens: tokens.len(), context }.into());
+        if tokens.len() > context - held {
+            return Err(Cause::PromptTooLong { tokens: held + tokens.len(), context }.into());
         }
-        Ok(())
+        match tokens.iter().find(|&&token| token as usize >= vocab) {
+            Some(&token) => Err(Cause::TokenOutOfRange { token, vocab }.into()),
+            None => Ok(()),
+        }
     }
 }
 

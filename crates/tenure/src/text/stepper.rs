@@ -7,7 +7,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tenure_device::{Cancel, Deadline, Program, RunError, StepInputs, Stop};
+use tenure_device::{Program, RunError, StepInputs, Stop};
 use tenure_graph::OutputId;
 
 use crate::text::slots::Slots;
@@ -73,6 +73,8 @@ const NAP: Duration = Duration::from_millis(20);
 struct StepEngine {
     program: Program,
     batch: Vec<Request>,
+    /// Those of the batch.
+    stops: Vec<Stop>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     tables: Vec<u32>,
@@ -87,6 +89,7 @@ impl Stepper {
         let slots = Slots::new(sequences, shape.context);
         let engine = StepEngine {
             batch: Vec::with_capacity(sequences),
+            stops: Vec::with_capacity(sequences),
             tokens: Vec::with_capacity(shape.rows),
             positions: Vec::with_capacity(shape.rows),
             tables: Vec::with_capacity(shape.rows),
@@ -180,15 +183,18 @@ impl Stepper {
                 break;
             }
             if queue.running {
-                // Once a request is part of a step, it ends with that step. Until then it can be taken back.
+                // What waits can be taken back; a step that it is part of sees the stop itself, and ends.
                 if let Err(stopped) = stop.check() {
+                    let before = open;
                     while let Some(at) = queue.waiting.iter().position(|request| own(request.ticket).is_some()) {
                         let Request { ticket, buffers, .. } = queue.waiting.remove(at);
                         give_back.push((ticket, buffers));
                         outcome = outcome.and(Err(stopped.into()));
                         open -= 1;
                     }
-                    continue;
+                    if open < before {
+                        continue;
+                    }
                 }
                 queue = self.changed.wait_timeout(queue, NAP).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
@@ -199,10 +205,10 @@ impl Stepper {
                 break;
             }
             queue.running = true;
-            let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-            engine.compose(&mut queue, self.capacity, self.outs);
             drop(queue);
             let leave = LeaveOnDrop(self);
+            let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+            engine.compose(&mut self.lock(), self.capacity, self.outs);
             let result = engine.step();
             queue = self.lock();
             engine.deliver(&mut queue, result);
@@ -240,6 +246,7 @@ impl StepEngine {
             list.clear();
         }
         self.batch.clear();
+        self.stops.clear();
         let mut at = 0;
         while at < queue.waiting.len() {
             let Request { slot, ref buffers, outs: wanted, .. } = queue.waiting[at];
@@ -256,6 +263,7 @@ impl StepEngine {
             self.tables.extend(std::iter::repeat_n(slot as u32, rows));
             let end = self.tokens.len() as u32;
             self.outputs.extend(end.saturating_sub(wanted as u32)..end);
+            self.stops.push(queue.waiting[at].stop.clone());
             self.batch.push(queue.waiting.remove(at));
         }
         self.blocks.clear();
@@ -270,19 +278,16 @@ impl StepEngine {
             blocks: &self.blocks,
             outputs: &self.outputs,
         };
-        // A step of one request obeys that request; a shared step obeys nobody alone, and is short.
-        match &self.batch[..] {
-            [only] => self.program.run(&inputs, &only.stop)?,
-            shared => {
-                let deadline = shared.iter().map(|request| request.stop.deadline).max();
-                let deadline = deadline.unwrap_or_else(|| Deadline::after(Deadline::LONGEST));
-                self.program.run(&inputs, &Stop { deadline, cancel: Cancel::new() })?;
-            }
-        }
+        self.program.run(&inputs, &self.stops)?;
         let mut row = 0;
         for request in &mut self.batch {
-            request.buffers.logits.resize(request.outs * self.vocab, 0.0);
-            for logits in request.buffers.logits.chunks_exact_mut(self.vocab) {
+            let (logits, len) = (&mut request.buffers.logits, request.outs * self.vocab);
+            if logits.try_reserve_exact(len.saturating_sub(logits.len())).is_err() {
+                let why = format!("no memory for {len} logits");
+                return Err(RunError::Failed { device: "host".to_owned(), why });
+            }
+            logits.resize(len, 0.0);
+            for logits in logits.chunks_exact_mut(self.vocab) {
                 self.program.read(OutputId::Logits, row, logits)?;
                 row += 1;
             }
@@ -290,12 +295,25 @@ impl StepEngine {
         Ok(())
     }
 
+    /// Hands out the results. A step that was stopped ends the requests whose stop is due; the others wait for the next.
     fn deliver(&mut self, queue: &mut Queue, result: Result<(), RunError>) {
-        for Request { ticket, slot, buffers, .. } in self.batch.drain(..) {
+        let stopped = matches!(result, Err(RunError::Stopped(_)));
+        let mut again = 0;
+        for request in self.batch.drain(..) {
+            let result = match request.stop.check() {
+                Ok(()) if stopped => {
+                    queue.waiting.insert(again, request);
+                    again += 1;
+                    continue;
+                }
+                Err(due) if stopped => Err(due.into()),
+                Ok(()) | Err(_) => result.clone(),
+            };
+            let Request { ticket, slot, buffers, .. } = request;
             if result.is_ok() {
                 queue.slots.commit(slot, &buffers.tokens);
             }
-            queue.finished.push(Finished { ticket, buffers, result: result.clone() });
+            queue.finished.push(Finished { ticket, buffers, result });
         }
     }
 }

@@ -170,10 +170,10 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Result {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: just detected.
-        Isa::Avx512Vnni if has_avx512() => unsafe { run_avx512(kernel) },
+        Isa::Avx512Vnni if isa.is_available() => unsafe { run_avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: just detected.
-        Isa::Avx2 if has_avx2() => unsafe { run_avx2(kernel) },
+        Isa::Avx2 if isa.is_available() => unsafe { run_avx2(kernel) },
         // SAFETY: plain vectors run everywhere.
         Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => unsafe { kernel.run::<Plain<8>>() },
     }
@@ -188,23 +188,6 @@ pub(crate) fn dispatch_narrow<K: Kernel>(isa: Isa, lanes: usize, kernel: K) -> K
         // SAFETY: plain vectors run everywhere.
         _ => unsafe { kernel.run::<Plain<1>>() },
     }
-}
-
-// Detection is cached by the standard library: a load and a test.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_avx512() -> bool {
-    has_avx2()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
 }
 
 /// # Safety
