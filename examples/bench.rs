@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 use tenure::{Cancel, Deadline, ModelHandle, Stop, Text, TextSession};
-use tenure_examples::cli::{ModelArgs, Refusal, memory, run};
+use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
 
 /// Measures a language model's speed.
 #[derive(Parser)]
+#[command(version)]
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
@@ -37,8 +38,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    run(arguments.json, || bench(&arguments).map(Some))
+    parsed(|arguments: Arguments| run(arguments.json, || bench(&arguments).map(Some)))
 }
 
 /// Longer than any measurement that makes sense.
@@ -49,7 +49,11 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
         return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
     }
     let mut model_arguments = arguments.model.clone();
-    let room = arguments.prompt.max(arguments.depth + arguments.decode).max(1);
+    let (depth, decode) = (arguments.depth, arguments.decode);
+    let deep = depth
+        .checked_add(decode)
+        .ok_or_else(|| Refusal::new("BadParameter", format!("{depth} cached tokens and {decode} more are too many")))?;
+    let room = arguments.prompt.max(deep).max(1);
     model_arguments.context = Some(model_arguments.context.unwrap_or(room).max(room));
     let engine = model_arguments.engine()?;
     let options = model_arguments.options(arguments.sequences, 1);
@@ -81,7 +85,7 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     let prefill = summary(&prefill, operations / bounds.int8_ops_per_s);
     // One pass over the weights makes a token for every sequence.
     let decode = summary(&decode, weights / arguments.sequences as f64 / bounds.read_bytes_per_s);
-    eprintln!("prefill {} tokens/s, decode {} tokens/s", prefill["median"], decode["median"]);
+    note(format_args!("prefill {} tokens/s, decode {} tokens/s\n", prefill["median"], decode["median"]));
     Ok(json!({
         "prefill_tokens_per_s": prefill,
         "decode_tokens_per_s": decode,
@@ -96,7 +100,8 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
 
 /// Token ids spread over the vocabulary.
 fn token(model: &ModelHandle<Text>, at: usize) -> u32 {
-    (at * 7919 % model.config().vocab) as u32
+    let vocab = model.config().vocab.max(1);
+    ((at % vocab).wrapping_mul(7919) % vocab) as u32
 }
 
 fn prefill_once(
@@ -122,7 +127,8 @@ fn decode_once(
         // The cached beginning is computed once and kept.
         if session.truncate(arguments.depth) != arguments.depth {
             session.truncate(0);
-            let tokens: Vec<u32> = (0..arguments.depth).map(|i| token(model, i * 31 + at)).collect();
+            let tokens: Vec<u32> =
+                (0..arguments.depth).map(|i| token(model, i.wrapping_mul(31).wrapping_add(at))).collect();
             session.append(&tokens, stop)?;
         }
     }
@@ -131,7 +137,7 @@ fn decode_once(
         let tokens: Vec<u32> = (0..sessions.len()).map(|i| token(model, at + i)).collect();
         TextSession::append_together(sessions, &tokens, stop)?;
     }
-    Ok((arguments.decode * sessions.len()) as f64 / begun.elapsed().as_secs_f64())
+    Ok(arguments.decode as f64 * sessions.len() as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Bytes of weights that one pass reads, as the file has them: everything but rows that are only looked up.

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 use tenure::{Cancel, Deadline, GenerateOptions, Prompt};
-use tenure_examples::cli::{ModelArgs, Refusal, SamplerArgs, memory, run};
+use tenure_examples::cli::{ModelArgs, Refusal, SamplerArgs, memory, note, parsed, run};
 
 /// Answers one prompt with a language model.
 #[derive(Parser)]
+#[command(version)]
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
@@ -51,8 +52,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let begun = Instant::now();
-    let arguments = Arguments::parse();
-    run(arguments.json, || generate(&arguments, begun).map(Some))
+    parsed(|arguments: Arguments| run(arguments.json, || generate(&arguments, begun).map(Some)))
 }
 
 fn generate(arguments: &Arguments, begun: Instant) -> Result<Value, Refusal> {
@@ -76,6 +76,7 @@ fn generate(arguments: &Arguments, begun: Instant) -> Result<Value, Refusal> {
     let deadline = Deadline::after(Duration::from_secs(arguments.timeout));
     let mut answer = session.generate_with(prompt, options)?;
     let (mut tokens, mut text) = (Vec::new(), String::new());
+    let mut out = std::io::stdout().lock();
     let (mut first, mut decode) = (None, Duration::ZERO);
     loop {
         let step = Instant::now();
@@ -87,22 +88,22 @@ fn generate(arguments: &Arguments, begun: Instant) -> Result<Value, Refusal> {
         tokens.extend(piece.token);
         text.push_str(piece.text);
         if !arguments.json {
-            print!("{}", piece.text);
-            std::io::stdout().flush()?;
+            write!(out, "{}", piece.text)?;
+            out.flush()?;
         }
     }
     if !arguments.json {
-        println!();
+        writeln!(out)?;
     }
     let prefill = answer.prefill_time().as_secs_f64();
     let per_second = |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
     let prefill_speed = per_second(answer.prompt_tokens().len(), prefill);
     let decode_speed = per_second(tokens.len().saturating_sub(1), decode.as_secs_f64());
     let first_ms = first.map_or(0.0, |first: Duration| first.as_secs_f64() * 1e3);
-    eprintln!(
-        "loaded in {:.0} ms, first token after {first_ms:.0} ms; {prefill_speed:.1} prompt tokens/s, {decode_speed:.1} tokens/s",
+    note(format_args!(
+        "loaded in {:.0} ms, first token after {first_ms:.0} ms; {prefill_speed:.1} prompt tokens/s, {decode_speed:.1} tokens/s\n",
         load.as_secs_f64() * 1e3,
-    );
+    ));
     Ok(json!({
         "prompt_tokens": answer.prompt_tokens(),
         "tokens": tokens,

@@ -1,16 +1,18 @@
 //! Metadata and tensors of a model file.
 
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Map, Value, json};
 use tenure::WeightStore;
-use tenure_examples::cli::{Refusal, run};
+use tenure_examples::cli::{Refusal, parsed, run};
 use tenure_weights::gguf;
 
 /// Shows what is in a GGUF or safetensors file.
 #[derive(Parser)]
+#[command(version)]
 struct Arguments {
     /// The file; the first of several shards, an index, or a diffusers folder.
     file: PathBuf,
@@ -20,8 +22,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    run(arguments.json, || inspect(&arguments).map(Some))
+    parsed(|arguments: Arguments| run(arguments.json, || inspect(&arguments).map(Some)))
 }
 
 /// Arrays longer than this are shown by their length.
@@ -48,13 +49,16 @@ fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
         })
         .collect();
     if !arguments.json {
+        let mut out = BufWriter::new(std::io::stdout().lock());
         for (key, value) in &metadata {
-            println!("{key} = {value}");
+            writeln!(out, "{key} = {value}")?;
         }
         for tensor in store.tensors() {
             let spec = tensor.spec();
-            println!("{:48} {:8} {:24} @{} {}", spec.name, spec.dtype, spec.shape, tensor.offset(), tensor.bytes());
+            let (offset, bytes) = (tensor.offset(), tensor.bytes());
+            writeln!(out, "{:48} {:8} {:24} @{offset} {bytes}", spec.name, spec.dtype, spec.shape)?;
         }
+        out.flush()?;
     }
     Ok(json!({"metadata": metadata, "tensors": tensors}))
 }

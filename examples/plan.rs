@@ -1,13 +1,16 @@
 //! What loading a model would take, to the byte, without loading it.
 
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure_examples::cli::{ModelArgs, Refusal, run};
+use tenure::Cancel;
+use tenure_examples::cli::{ModelArgs, Refusal, parsed, run};
 
 /// What loading a model would take.
 #[derive(Parser)]
+#[command(version)]
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
@@ -23,43 +26,51 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    run(arguments.json, || plan(&arguments).map(Some))
+    parsed(|arguments: Arguments| run(arguments.json, || plan(&arguments).map(Some)))
 }
 
 fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
     let engine = arguments.model.engine()?;
-    let plan = arguments.model.plan(&engine, &arguments.model.options(arguments.sequences, 1))?;
-    let total = plan.footprint().total();
+    let plan = arguments.model.plan(&engine, &arguments.model.options(arguments.sequences, 1), &Cancel::new())?;
+    let planned = plan.footprint().total();
+    // Not the model's, but taken off the budget as long as the engine lives.
+    let staging = engine.device().backend().overhead();
+    let total = planned + staging;
     let report = engine.report();
-    let fits = total <= report.free();
+    let budget = arguments.model.budget.unwrap_or(report.budget + staging);
+    let fits = total <= budget;
     let advice = (!fits).then(|| plan.advice(engine.device()));
     if !arguments.json {
+        let mut out = BufWriter::new(std::io::stdout().lock());
         if arguments.steps {
-            print!("{}", plan.step());
+            write!(out, "{}", plan.step())?;
         }
         for part in plan.components() {
             let note = if part.in_budget { "" } else { "  (the file's own pages, beside the budget)" };
-            println!("{:16} {:>15}  {}{note}", part.name, part.bytes.get(), part.bytes);
+            writeln!(out, "{:16} {:>15}  {}{note}", part.name, part.bytes.get(), part.bytes)?;
         }
-        println!("{:16} {:>15}  {total}", "total", total.get());
-        println!("{:16} {:>15}  {}", "free", report.free().get(), report.free());
+        writeln!(out, "{:16} {:>15}  {staging}  (for reading, once for all models)", "staging", staging.get())?;
+        writeln!(out, "{:16} {:>15}  {total}", "total", total.get())?;
+        writeln!(out, "{:16} {:>15}  {budget}", "budget", budget.get())?;
+        let (context, sequences) = (plan.context(), arguments.sequences);
         match &advice {
-            None => {
-                println!("fits, with a context of {} for each of {} sequences", plan.context(), arguments.sequences)
-            }
-            Some(advice) => println!("does not fit: {advice}"),
+            None => writeln!(out, "fits, with a context of {context} for each of {sequences} sequences")?,
+            Some(advice) => writeln!(out, "does not fit: {advice}")?,
         }
+        out.flush()?;
     }
-    let components: Vec<Value> = plan
+    let mut components: Vec<Value> = plan
         .components()
         .iter()
         .map(|part| json!({"name": part.name, "bytes": part.bytes.get(), "in_budget": part.in_budget}))
         .collect();
+    components.push(json!({"name": "staging", "bytes": staging.get(), "in_budget": true}));
     Ok(json!({
         "components": components,
-        "planned_bytes": total.get(),
-        "budget_bytes": report.budget.get(),
+        "planned_bytes": planned.get(),
+        "staging_bytes": staging.get(),
+        "total_bytes": total.get(),
+        "budget_bytes": budget.get(),
         "free_bytes": report.free().get(),
         "context": plan.context(),
         "sequences": arguments.sequences,

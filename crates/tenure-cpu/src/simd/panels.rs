@@ -50,13 +50,15 @@ pub struct Act {
     total: f32,
     /// Sums of the halves.
     halves: [f32; 2],
+    /// `q` times its steps, for weights that fill a signed byte.
+    words: [i16; BLOCK],
 }
 
 impl Act {
     /// The activations it stands for.
     pub fn values(&self) -> impl Iterator<Item = f64> + use<> {
-        let Act { q, steps, unit, .. } = *self;
-        q.into_iter().enumerate().map(move |(k, q)| f64::from(q) * f64::from(steps[k / QUARTER][0]) * f64::from(unit))
+        let Act { words, unit, .. } = *self;
+        words.into_iter().map(move |word| f64::from(word) * f64::from(unit))
     }
 
     /// Puts what follows from the unit and the sums of the halves in units.
@@ -439,9 +441,10 @@ fn quantize_portable(x: &[f32], acts: &mut [Act]) {
             let steps = (largest(x) * (STEPS / all)).ceil().clamp(1.0, STEPS);
             let inverse = if all > 0.0 { 1.0 / (act.unit * steps) } else { 0.0 };
             act.steps[quarter] = [steps as i16; 2];
-            for (q, &x) in act.q[QUARTER * quarter..].iter_mut().zip(x) {
-                *q = (x * inverse).round_ties_even() as i8;
-                sums[quarter / 2] += i32::from(*q) * i32::from(act.steps[quarter][0]);
+            for (k, &x) in (QUARTER * quarter..).zip(x) {
+                act.q[k] = (x * inverse).round_ties_even() as i8;
+                act.words[k] = i16::from(act.q[k]) * act.steps[quarter][0];
+                sums[quarter / 2] += i32::from(act.words[k]);
             }
         }
         act.set_sums(sums);
@@ -493,9 +496,7 @@ unsafe fn portable(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: O
                     }
                     for half in 0..2 {
                         let columns = HALF * half..HALF * (half + 1);
-                        let product =
-                            |k: usize| weights[k] * i32::from(act.q[k]) * i32::from(act.steps[k / QUARTER][0]);
-                        let dot: i32 = columns.map(product).sum();
+                        let dot: i32 = columns.map(|k| weights[k] * i32::from(act.words[k])).sum();
                         let (scale, min) = scale(format, trailer, r, b, half);
                         let shift = act.halves[half] * min;
                         let shift = if format.scales == Scales::BlockMin { shift } else { -shift };

@@ -22,8 +22,6 @@ struct Unpacked {
     scales: [[[f32; ROWS]; 2]; SUPER],
     /// For each block column and part, times the sum of the activations.
     mins: [[[f32; ROWS]; 2]; SUPER],
-    /// Activations of a tile in 16 bits, times their steps.
-    acts: [[[i16; BLOCK]; TILE]; SUPER],
     /// For each row of activations.
     sums: [[f32; ROWS]; ROWS_TOGETHER],
 }
@@ -124,26 +122,12 @@ unsafe fn tile_avx2<K: Kind, const N: usize>(
     let f = K::FORMAT;
     // SAFETY: the caller's promise.
     unsafe {
-        if signed(f) {
-            for b in 0..blocks {
-                for n in 0..N {
-                    let act = &*at.add(n * per_row + b);
-                    let to = (&raw mut (*room).acts[b][n]).cast::<__m256i>();
-                    for half in 0..2 {
-                        let q = _mm256_cvtepi8_epi16(_mm_loadu_si128(act.q.as_ptr().cast::<__m128i>().add(half)));
-                        let [low, high] = [act.steps[2 * half][0], act.steps[2 * half + 1][0]];
-                        let steps = _mm256_set_m128i(_mm_set1_epi16(high), _mm_set1_epi16(low));
-                        _mm256_store_si256(to.add(half), _mm256_mullo_epi16(q, steps));
-                    }
-                }
-            }
-        }
         for b in 0..blocks {
             let codes = (&raw const (*room).codes[b]).cast::<u8>();
             for part in 0..parts(f) {
                 let mut dots = [[_mm256_setzero_si256(); N]; 2];
                 if signed(f) {
-                    dots_of_words_avx2::<N>(codes, (&raw const (*room).acts[b]).cast(), &mut dots);
+                    dots_of_words_avx2::<N>(codes, at.add(b), per_row, &mut dots);
                 } else {
                     let quarters = 4 / parts(f);
                     for quarter in quarters * part..quarters * (part + 1) {
@@ -259,12 +243,19 @@ unsafe fn dots_of_bytes_avx2<const N: usize>(
 /// the rows.
 ///
 /// # Safety
-/// `codes` is valid for 1024 bytes and aligned to 32, `acts` for 32 numbers of each of `N` rows.
+/// `codes` is valid for 1024 bytes and aligned to 32, `at` for `N` activations `per_row` apart.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots_of_words_avx2<const N: usize>(codes: *const u8, acts: *const i32, dots: &mut [[__m256i; N]; 2]) {
+unsafe fn dots_of_words_avx2<const N: usize>(
+    codes: *const u8,
+    at: *const Act,
+    per_row: usize,
+    dots: &mut [[__m256i; N]; 2],
+) {
     // SAFETY: the caller's promise; the text reads what the loop does.
     unsafe {
+        let acts = (&raw const (*at).words).cast::<u8>();
+        let stride = per_row * size_of::<Act>();
         let [low, high] = dots;
         if let (Some((low, [])), Some((high, []))) =
             (low.split_first_chunk_mut::<4>(), high.split_first_chunk_mut::<4>())
@@ -276,9 +267,9 @@ unsafe fn dots_of_words_avx2<const N: usize>(codes: *const u8, acts: *const i32,
                             concat!("vmovdqa {w0}, [{codes} + 64 * ", $step, "]"),
                             concat!("vmovdqa {w1}, [{codes} + 64 * ", $step, " + 32]"),
                             concat!("vpbroadcastd {q0}, [{acts} + 4 * ", $step, "]"),
-                            concat!("vpbroadcastd {q1}, [{acts} + 64 + 4 * ", $step, "]"),
-                            concat!("vpbroadcastd {q2}, [{acts} + 128 + 4 * ", $step, "]"),
-                            concat!("vpbroadcastd {q3}, [{acts} + 192 + 4 * ", $step, "]"),
+                            concat!("vpbroadcastd {q1}, [{acts} + {stride} + 4 * ", $step, "]"),
+                            concat!("vpbroadcastd {q2}, [{acts} + 2 * {stride} + 4 * ", $step, "]"),
+                            concat!("vpbroadcastd {q3}, [{third} + 4 * ", $step, "]"),
                             "vpmaddwd {p0}, {w0}, {q0}",
                             "vpmaddwd {q0}, {w1}, {q0}",
                             "vpmaddwd {p1}, {w0}, {q1}",
@@ -298,6 +289,8 @@ unsafe fn dots_of_words_avx2<const N: usize>(codes: *const u8, acts: *const i32,
                         )*
                         codes = in(reg) codes,
                         acts = in(reg) acts,
+                        stride = in(reg) stride,
+                        third = in(reg) acts.add(3 * stride),
                         a0 = inout(ymm_reg) low[0], a1 = inout(ymm_reg) low[1],
                         a2 = inout(ymm_reg) low[2], a3 = inout(ymm_reg) low[3],
                         b0 = inout(ymm_reg) high[0], b1 = inout(ymm_reg) high[1],
@@ -315,7 +308,7 @@ unsafe fn dots_of_words_avx2<const N: usize>(codes: *const u8, acts: *const i32,
             let line = codes.add(64 * pair).cast();
             let weights = [_mm256_load_si256(line), _mm256_load_si256(line.add(1))];
             for n in 0..N {
-                let act = _mm256_set1_epi32(*acts.add(BLOCK / 2 * n + pair));
+                let act = _mm256_set1_epi32(acts.add(n * stride + 4 * pair).cast::<i32>().read_unaligned());
                 for h in 0..2 {
                     dots[h][n] = _mm256_add_epi32(dots[h][n], _mm256_madd_epi16(weights[h], act));
                 }

@@ -11,7 +11,6 @@ use super::super::{Act, BLOCK, QUARTER, STEPS};
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act]) {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
-    let ones = _mm256_set1_epi8(1);
     for (x, act) in x.chunks_exact(BLOCK).zip(acts) {
         // SAFETY: 32 floats are read, 32 bytes written.
         unsafe {
@@ -62,12 +61,18 @@ pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act])
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
             _mm256_storeu_si256(act.q.as_mut_ptr().cast(), q);
-            let fours = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1));
-            let eights = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0b10_11_00_01>(fours));
-            // Lanes 0 and 2 of each half, times the steps in the low 16 bits of each lane.
-            let quarters = _mm256_permutevar8x32_epi32(eights, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-            let steps = _mm_and_si128(steps, _mm_set1_epi32(0xffff));
-            let sums = _mm_madd_epi16(_mm256_castsi256_si128(quarters), steps);
+            // Each step twice in 32 bits: 8 of them are a quarter's.
+            let low =
+                _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(steps), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+            let high =
+                _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(steps), _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
+            let low = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)), low);
+            let high = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(q)), high);
+            _mm256_storeu_si256(act.words.as_mut_ptr().cast(), low);
+            _mm256_storeu_si256(act.words.as_mut_ptr().add(16).cast(), high);
+            let ones = _mm256_set1_epi16(1);
+            let sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
+            let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let sums = _mm_hadd_epi32(sums, sums);
             let [low, high] = bytemuck::cast(_mm_cvtsi128_si64(sums));
             act.set_sums([low, high]);

@@ -1,0 +1,167 @@
+//! The binaries as a shell meets them: refused input ends with code 2 and one JSON object, a closed pipe ends quietly.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const ALL: [&str; 6] = ["bench", "chat", "generate", "inspect", "perplexity", "plan"];
+
+/// An example, which `cargo test` has built beside the folder of the tests.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().expect("this test's file");
+    let folder = test.ancestors().nth(2).expect("deps is below the profile").join("examples");
+    Command::new(folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn run(name: &str, arguments: &[&str]) -> Output {
+    example(name).args(arguments).stdin(Stdio::null()).output().expect("`cargo test` without a target builds it")
+}
+
+fn fixture(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models");
+    folder.join(name).to_str().expect("UTF-8").to_owned()
+}
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("tenure-examples-{}-{name}", std::process::id()))
+}
+
+/// The kind of the one error that stdout holds.
+fn refused(name: &str, arguments: &[&str]) -> String {
+    let output = run(name, arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");
+    assert!(!said.contains("panicked"), "{name} {arguments:?}: {said}");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(answer.as_object().map(serde_json::Map::len), Some(1), "{answer}");
+    assert!(answer["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
+    answer["error"]["kind"].as_str().expect("a kind").to_owned()
+}
+
+fn total(arguments: &[&str]) -> (Value, bool) {
+    let output = run("plan", arguments);
+    assert!(output.status.success(), "{output:?}");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    (answer["total_bytes"].clone(), answer["fits"] == Value::Bool(true))
+}
+
+#[test]
+fn refused_arguments_are_json_where_it_is_asked_for() {
+    let model = fixture("llama-f32.gguf");
+    let cases: [(&str, &[&str]); 7] = [
+        ("generate", &["--json", "--temp", "x"]),
+        ("generate", &["--kv", "q4", "--json"]),
+        ("inspect", &["--json"]),
+        ("perplexity", &["--json"]),
+        ("plan", &["--json", "--budget", "1T"]),
+        ("bench", &["--json", "-m", &model, "-d", "18446744073709551615"]),
+        ("perplexity", &["--json", "-m", &model, "-f", &model, "-c", "2"]),
+    ];
+    for (name, arguments) in cases {
+        assert_eq!(refused(name, arguments), "BadParameter", "{name} {arguments:?}");
+    }
+    let output = run("generate", &["--temp", "x"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+    assert!(!output.stderr.is_empty());
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for name in ALL {
+        for asked in ["--help", "--version"] {
+            let output = run(name, &[asked, "--json"]);
+            assert_eq!(output.status.code(), Some(0), "{name} {asked}");
+            assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{name} {asked}");
+        }
+    }
+}
+
+#[test]
+fn absent_and_truncated_files_are_refused() {
+    let bytes = std::fs::read(fixture("llama-f32.gguf")).expect("a fixture");
+    let cut = scratch("cut.gguf");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).expect("writable");
+    let absent = scratch("absent.gguf");
+    for path in [&cut, &absent] {
+        let path = path.to_str().expect("UTF-8");
+        refused("inspect", &["--json", path]);
+        for name in ["bench", "generate", "plan"] {
+            refused(name, &["--json", "-m", path]);
+        }
+        refused("perplexity", &["--json", "-m", path, "-f", path]);
+    }
+    std::fs::remove_file(&cut).expect("ours");
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let model = fixture("llama-f32.gguf");
+    let text = scratch("text.txt");
+    std::fs::write(&text, "a few words, again and again; ".repeat(40)).expect("writable");
+    let text_path = text.to_str().expect("UTF-8");
+    let cases: [(&str, &[&str]); 9] = [
+        ("inspect", &[&model]),
+        ("inspect", &[&model, "--json"]),
+        ("plan", &["-m", &model, "--steps"]),
+        ("plan", &["-m", &model, "--json"]),
+        ("generate", &["-m", &model, "--tokens", "1,2", "-n", "8", "--ignore-eos"]),
+        ("generate", &["-m", &model, "--tokens", "1,2", "-n", "8", "--json"]),
+        ("perplexity", &["-m", &model, "-f", text_path, "-c", "8", "--chunks", "2"]),
+        ("perplexity", &["-m", &model, "-f", text_path, "-c", "8", "--chunks", "2", "--json"]),
+        ("generate", &["--help"]),
+    ];
+    for (name, arguments) in cases {
+        // Nobody reads either stream.
+        let mut command = example(name);
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("`cargo test` without a target builds it");
+        drop((child.stdout.take(), child.stderr.take()));
+        assert_eq!(child.wait().expect("ended").code(), Some(0), "{name} {arguments:?}");
+    }
+    std::fs::remove_file(&text).expect("ours");
+}
+
+#[test]
+fn the_total_of_a_plan_is_a_budget_that_fits() {
+    let model = fixture("llama-f32.gguf");
+    let (bytes, fits) = total(&["-m", &model, "--json"]);
+    assert!(fits);
+    let bytes = bytes.as_u64().expect("a number");
+    assert_eq!(total(&["-m", &model, "--json", "--budget", &bytes.to_string()]), (bytes.into(), true));
+    assert_eq!(total(&["-m", &model, "--json", "--budget", &(bytes - 1).to_string()]), (bytes.into(), false));
+    // And it is what loading needs.
+    let generate = |budget: u64| {
+        run("generate", &["-m", &model, "--tokens", "1,2", "-n", "1", "--budget", &budget.to_string()]).status.code()
+    };
+    assert_eq!((generate(bytes), generate(bytes - 1)), (Some(0), Some(2)));
+}
+
+#[test]
+fn a_full_context_does_not_end_a_conversation() {
+    let model = fixture("CHATMODEL");
+    let mut child = example("chat")
+        .args(["-m", &model, "-c", "64", "--temp", "0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("`cargo test` without a target builds it");
+    let mut lines = child.stdin.take().expect("piped");
+    let long = "word ".repeat(200);
+    for line in ["a", "b", long.as_str(), "c"] {
+        writeln!(lines, "{line}").expect("read");
+    }
+    drop(lines);
+    let mut said = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
+    assert_eq!(child.wait().expect("ended").code(), Some(0), "{said}");
+    assert!(said.contains("context of 64 tokens"), "{said}");
+    assert!(said.contains("not answered"), "{said}");
+}
