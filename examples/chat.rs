@@ -89,7 +89,10 @@ fn answer(
     let cancel = Cancel::new();
     current.set(&cancel);
     let options = GenerateOptions { sampler: arguments.sampler.params(), cancel, ..GenerateOptions::default() };
-    let mut answer = session.generate_with(Prompt::Chat(messages.to_vec()), options)?;
+    let mut answer = match session.generate_with(Prompt::Chat(messages.to_vec()), options) {
+        Err(error) if error.kind() == ErrorKind::PromptTooLong => return Ok(Answer::TooLong(error.to_string())),
+        answer => answer?,
+    };
     let mut said = String::new();
     let mut out = std::io::stdout().lock();
     loop {
@@ -104,7 +107,6 @@ fn answer(
                 write!(out, " [stopped]")?;
                 break;
             }
-            Err(error) if error.kind() == ErrorKind::PromptTooLong => return Ok(Answer::TooLong(error.to_string())),
             Err(error) => return Err(error.into()),
         }
     }

@@ -145,7 +145,7 @@ fn the_total_of_a_plan_is_a_budget_that_fits() {
 
 #[test]
 fn a_full_context_does_not_end_a_conversation() {
-    let model = fixture("CHATMODEL");
+    let model = fixture("llama-f32.gguf");
     let mut child = example("chat")
         .args(["-m", &model, "-c", "64", "--temp", "0"])
         .stdin(Stdio::piped())
