@@ -1,6 +1,7 @@
 //! CPU backend: runs a plan with SIMD kernels chosen at run time.
 
 mod backend;
+mod host;
 mod lane;
 mod layout;
 mod lower;
@@ -8,4 +9,5 @@ mod raw;
 mod rope;
 pub mod simd;
 
-pub use backend::{Cpu, CpuOptions, host_memory};
+pub use backend::{Cpu, CpuOptions};
+pub use host::host_memory;
