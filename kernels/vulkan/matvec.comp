@@ -1,5 +1,5 @@
-// x w^T (+ bias) for few rows: a workgroup computes 8 features of up to 4 rows, 16 lanes share a feature's row of weights,
-// which is read once for all of them.
+// x w^T (+ bias) for few rows: a workgroup computes 8 features of up to 4 rows. 32 lanes share out the weights of two
+// features, each of which is read once for all rows, as each activation is for both features.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 
@@ -20,14 +20,16 @@ vec4 four_of(uint at, bool aligned) {
 
 const uint FEATURES = 8u;
 const uint ROWS = 4u;
-const uint SHARERS = LANES / FEATURES;
+// Features of a lane, and the lanes that share them out.
+const uint EACH = 2u;
+const uint SHARERS = LANES * EACH / FEATURES;
 
-shared float sums[ROWS][LANES];
+shared float sums[EACH * ROWS][LANES];
 
 void main() {
     uint lane = gl_LocalInvocationID.x;
     uint sharer = lane % SHARERS;
-    uint feature = gl_WorkGroupID.x * FEATURES + lane / SHARERS;
+    uint feature = gl_WorkGroupID.x * FEATURES + lane / SHARERS * EACH;
     uint row = gl_WorkGroupID.y * ROWS;
     uint rows = row_count();
     if (row >= rows) {
@@ -36,15 +38,17 @@ void main() {
     rows = min(rows - row, ROWS);
     bool aligned = ((base[0] | k) & 3u) == 0u;
 
-    float sum[ROWS];
-    for (uint r = 0u; r < ROWS; r++) {
-        sum[r] = 0.0;
+    float sum[EACH * ROWS];
+    for (uint i = 0u; i < EACH * ROWS; i++) {
+        sum[i] = 0.0;
     }
     if (feature < features) {
-        uint at = base[1] + feature * row_words;
         for (uint unit = sharer; UNIT * unit < k; unit += SHARERS) {
-            vec4 w[4];
-            decode(at, k, unit, w);
+            vec4 w[EACH][4];
+            for (uint f = 0u; f < EACH; f++) {
+                // Past the last feature, the last again: its sum is not kept.
+                decode(base[1] + min(feature + f, features - 1u) * row_words, k, unit, w[f]);
+            }
             for (uint r = 0u; r < ROWS; r++) {
                 if (r < rows) {
                     uint from = base[0] + (row + r) * k + UNIT * unit;
@@ -52,36 +56,43 @@ void main() {
                         // What follows a row is not this row's, and may be NaN.
                         for (uint i = 0u; i < UNIT; i++) {
                             if (UNIT * unit + i < k) {
-                                sum[r] += w[i / 4u][i % 4u] * x[from + i];
+                                for (uint f = 0u; f < EACH; f++) {
+                                    sum[f * ROWS + r] += w[f][i / 4u][i % 4u] * x[from + i];
+                                }
                             }
                         }
                     } else {
                         for (uint i = 0u; i < 4u; i++) {
-                            sum[r] += dot(w[i], four_of(from + 4u * i, aligned));
+                            vec4 v = four_of(from + 4u * i, aligned);
+                            for (uint f = 0u; f < EACH; f++) {
+                                sum[f * ROWS + r] += dot(w[f][i], v);
+                            }
                         }
                     }
                 }
             }
         }
     }
-    for (uint r = 0u; r < ROWS; r++) {
-        sums[r][lane] = sum[r];
+    for (uint i = 0u; i < EACH * ROWS; i++) {
+        sums[i][lane] = sum[i];
     }
     barrier();
-    for (uint half_sharers = SHARERS / 2u; half_sharers > 0u; half_sharers /= 2u) {
-        if (sharer < half_sharers) {
-            for (uint r = 0u; r < ROWS; r++) {
-                sums[r][lane] += sums[r][lane + half_sharers];
+    for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
+        if (sharer < sharers) {
+            for (uint i = 0u; i < EACH * ROWS; i++) {
+                sums[i][lane] += sums[i][lane + sharers];
             }
         }
         barrier();
     }
-    // One sharer for each row.
-    if (feature < features && sharer < rows) {
+    // One sharer for each feature and row.
+    uint r = sharer % ROWS;
+    feature += sharer / ROWS;
+    if (sharer < EACH * ROWS && r < rows && feature < features) {
         float y = sums[sharer][lane - sharer];
         if (has_bias != 0u) {
             y += bias[base[2] + out_first + feature];
         }
-        result[base[3] + (row + sharer) * out_cols + out_first + feature] = y;
+        result[base[3] + (row + r) * out_cols + out_first + feature] = y;
     }
 }
