@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::{Cancel, Deadline, ModelHandle, Stop, Text, TextSession};
+use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession};
 use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
 
 /// Measures a language model's speed.
@@ -32,6 +32,9 @@ struct Arguments {
     /// Tokens cached before the measured ones.
     #[arg(short = 'd', long, default_value_t = 0)]
     depth: usize,
+    /// Show what a step on a GPU is made of, on stderr, before anything is measured.
+    #[arg(long)]
+    explain: bool,
     /// One JSON object on stdout.
     #[arg(long)]
     json: bool,
@@ -56,11 +59,15 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     model_arguments.context = Some(model_arguments.context.unwrap_or(room).max(room));
     let engine = model_arguments.engine()?;
     let options = model_arguments.options(arguments.sequences, 1);
+    if arguments.explain {
+        explain(&model_arguments, &engine, &options)?;
+    }
     let (model, planned) = model_arguments.load(&engine, &options, &Cancel::new())?;
     let weights = bytes_per_token(&model);
 
-    let threads = model_arguments.threads()?;
-    let mut bounds = tenure_examples::bounds::measure(threads);
+    // What the processor can do bounds nothing but the processor.
+    let threads = model_arguments.is_cpu().then(|| model_arguments.threads()).transpose()?;
+    let mut bounds = threads.map(tenure_examples::bounds::measure);
     let mut sessions = Vec::new();
     for _ in 0..arguments.sequences {
         sessions.push(model.session()?);
@@ -78,23 +85,53 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
             let speed = decode_once(&mut sessions, &model, arguments, &stop)?;
             decode.extend(counted.then_some(speed));
         }
-        bounds = bounds.max(tenure_examples::bounds::measure(threads));
+        bounds = bounds.zip(threads).map(|(bounds, threads)| bounds.max(tenure_examples::bounds::measure(threads)));
     }
     let operations = 2.0 * model.config().parameters_per_token() as f64;
-    let prefill = summary(&prefill, operations / bounds.int8_ops_per_s);
+    let prefill = summary(&prefill, bounds.map(|bounds| operations / bounds.int8_ops_per_s));
     // One pass over the weights makes a token for every sequence.
-    let decode = summary(&decode, weights / arguments.sequences as f64 / bounds.read_bytes_per_s);
+    let per_token = weights / arguments.sequences as f64;
+    let decode = summary(&decode, bounds.map(|bounds| per_token / bounds.read_bytes_per_s));
     note(format_args!("prefill {} tokens/s, decode {} tokens/s\n", prefill["median"], decode["median"]));
     Ok(json!({
+        "device": engine.device().backend().name(),
         "prefill_tokens_per_s": prefill,
         "decode_tokens_per_s": decode,
         "bounds": {
-            "read_bytes_per_s": bounds.read_bytes_per_s,
-            "int8_ops_per_s": bounds.int8_ops_per_s,
+            "read_bytes_per_s": bounds.map(|bounds| bounds.read_bytes_per_s),
+            "int8_ops_per_s": bounds.map(|bounds| bounds.int8_ops_per_s),
             "weight_bytes_per_token": weights,
         },
         "memory": memory(&engine, planned),
     }))
+}
+
+/// Counts the commands of a step of one row, and of the largest step.
+fn explain(model: &ModelArgs, engine: &Engine, options: &TextOptions) -> Result<(), Refusal> {
+    let Some(vulkan) = model.vulkan()? else {
+        return Err(Refusal::new("BadParameter", "the processor's steps have no commands to explain"));
+    };
+    let plan = model.plan(engine, options, &Cancel::new())?;
+    let shape = plan.step().shape();
+    let cache = (options.kv, shape.table_len() * options.sequences);
+    let needed: u64 =
+        plan.step().weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).map(ByteSize::get).sum();
+    for rows in [1, shape.rows] {
+        let counts = vulkan.explain(plan.step(), cache, rows, 1).map_err(tenure::Error::from)?;
+        let dispatches: usize = counts.dispatches.values().sum();
+        note(format_args!("a step of {rows} rows, 1 out:\n"));
+        for (kernel, count) in &counts.dispatches {
+            note(format_args!("  {kernel:16} {count:>8}\n"));
+        }
+        for (what, count) in
+            [("dispatches", dispatches), ("barriers", counts.barriers), ("submissions", counts.submissions)]
+        {
+            note(format_args!("  {what:16} {count:>8}\n"));
+        }
+        let (weights, values) = (counts.weight_bytes, counts.value_bytes);
+        note(format_args!("  weight bytes read {weights}, of {needed} in the file; value bytes moved {values}\n"));
+    }
+    Ok(())
 }
 
 /// Token ids spread over the vocabulary.
@@ -154,11 +191,12 @@ fn bytes_per_token(model: &ModelHandle<Text>) -> f64 {
     model.weight_bytes_per_step().get() as f64
 }
 
-fn summary(speeds: &[f64], per_token_of_bound: f64) -> Value {
+fn summary(speeds: &[f64], per_token_of_bound: Option<f64>) -> Value {
     let mut sorted = speeds.to_vec();
     sorted.sort_by(f64::total_cmp);
     let Some((&min, &max)) = sorted.first().zip(sorted.last()) else { return Value::Null };
     let middle = sorted.len() / 2;
     let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-    json!({"median": median, "min": min, "max": max, "bound_fraction": median * per_token_of_bound})
+    let fraction = per_token_of_bound.map(|per_token| median * per_token);
+    json!({"median": median, "min": min, "max": max, "bound_fraction": fraction})
 }

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, CommandFactory, Parser, ValueEnum};
 use serde_json::{Value, json};
 use tenure::{
-    ByteSize, Cancel, Cpu, CpuOptions, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle, SamplerParams,
-    Stop, Text, TextOptions, WeightAccess, WeightStore,
+    ByteSize, Cancel, Cpu, CpuOptions, Device, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle,
+    SamplerParams, Stop, Text, TextOptions, Vulkan, VulkanOptions, WeightAccess, WeightStore,
 };
 
+use crate::device::{DeviceArg, list_devices};
 use crate::fetch::FetchError;
 
 /// Why a binary ended early.
@@ -59,8 +60,13 @@ impl From<std::io::Error> for Refusal {
 }
 
 /// Begins a binary with its arguments. Refused ones end it with code 2, and with the error as JSON where `--json` is
-/// among them.
-pub fn parsed<A: Parser>(then: impl FnOnce(A) -> ExitCode) -> ExitCode {
+/// among them. `--list-devices` is answered here, whatever else is missing.
+pub fn parsed<A: Parser + CommandFactory>(then: impl FnOnce(A) -> ExitCode) -> ExitCode {
+    let knows = |name| A::command().get_arguments().any(|argument| argument.get_long() == Some(name));
+    if given("--list-devices") && knows("list-devices") {
+        let json = given("--json") && knows("json");
+        return run(json, || list_devices(json).map(Some));
+    }
     let error = match A::try_parse() {
         Ok(arguments) => return then(arguments),
         Err(error) => error,
@@ -73,17 +79,19 @@ pub fn parsed<A: Parser>(then: impl FnOnce(A) -> ExitCode) -> ExitCode {
             Err(Refusal::Refused { .. }) => ExitCode::from(2),
         };
     }
-    if std::env::args_os()
-        .skip(1)
-        .take_while(|argument| argument != "--")
-        .any(|argument| argument == OsStr::new("--json"))
-    {
+    if given("--json") {
         // What follows the first empty line is how to call the binary.
         let text = error.to_string();
         let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim_end();
         tell("BadParameter", message);
     }
     ExitCode::from(2)
+}
+
+/// Whether a flag is among the arguments.
+fn given(flag: &str) -> bool {
+    let arguments = std::env::args_os().skip(1);
+    arguments.take_while(|argument| argument != "--").any(|argument| argument == OsStr::new(flag))
 }
 
 /// Runs a binary: what it returns goes to stdout (as JSON if asked), a refusal ends it with code 2.
@@ -129,6 +137,13 @@ pub struct ModelArgs {
     /// Positions of one sequence [default: what the model was trained for, at most 4096].
     #[arg(short = 'c', long = "ctx")]
     pub context: Option<usize>,
+    /// Where it is computed: `cpu`, `vulkan` (the best GPU), `vulkan:0` (by number), `vulkan:NAME` (by part of its name),
+    /// or `auto` (a discrete GPU if there is one, or else the processor).
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Show the GPUs that can be used, and end.
+    #[arg(long)]
+    pub list_devices: bool,
     /// Threads that compute [default: physical cores].
     #[arg(short = 't', long)]
     pub threads: Option<usize>,
@@ -138,7 +153,7 @@ pub struct ModelArgs {
     /// Tokens of one step of a prompt.
     #[arg(long, default_value_t = TextOptions::default().batch)]
     pub batch: usize,
-    /// Bytes the model may take [default: the machine's memory]; K, M, G are binary.
+    /// Bytes the model may take [default: the device's memory]; K, M, G are binary.
     #[arg(long, value_parser = bytes)]
     pub budget: Option<ByteSize>,
     /// Read all weights instead of mapping those that need no repacking.
@@ -193,9 +208,33 @@ impl ModelArgs {
     /// An engine as these arguments want it.
     ///
     /// # Errors
-    /// When threads cannot be started.
+    /// When threads cannot be started, or there is no such device.
     pub fn engine(&self) -> Result<Engine, Refusal> {
-        Ok(Engine::cpu(CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() })?)
+        Ok(match self.vulkan()? {
+            None => {
+                let options = CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() };
+                Engine::cpu(options)?
+            }
+            Some(vulkan) => {
+                let budget = vulkan.budget();
+                Engine::on(Device::new(Arc::new(vulkan), budget))
+            }
+        })
+    }
+
+    /// The GPU these arguments mean, if they mean one.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn vulkan(&self) -> Result<Option<Vulkan>, Refusal> {
+        let Some(device) = self.device.resolve() else { return Ok(None) };
+        let options = VulkanOptions { device, budget: self.budget, ..VulkanOptions::default() };
+        Ok(Some(Vulkan::open(&options).map_err(tenure::Error::from)?))
+    }
+
+    /// Whether these arguments mean the processor.
+    pub fn is_cpu(&self) -> bool {
+        self.device.resolve().is_none()
     }
 
     /// Threads these arguments mean.

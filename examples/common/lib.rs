@@ -2,6 +2,7 @@
 
 pub mod bounds;
 pub mod cli;
+pub mod device;
 pub mod fetch;
 pub mod hub;
 pub mod interrupt;

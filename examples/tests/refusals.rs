@@ -50,7 +50,9 @@ fn total(arguments: &[&str]) -> (Value, bool) {
 #[test]
 fn refused_arguments_are_json_where_it_is_asked_for() {
     let model = fixture("llama-f32.gguf");
-    let cases: [(&str, &[&str]); 7] = [
+    let cases: [(&str, &[&str]); 9] = [
+        ("generate", &["--device", "gpu", "--json"]),
+        ("bench", &["--device", "vulkan:", "--json"]),
         ("generate", &["--json", "--temp", "x"]),
         ("generate", &["--kv", "q4", "--json"]),
         ("inspect", &["--json"]),
@@ -76,6 +78,28 @@ fn help_and_version_are_no_errors() {
             assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{name} {asked}");
         }
     }
+}
+
+/// Whatever GPUs the machine has, and whether it has any.
+#[test]
+fn devices_are_listed_and_absent_ones_refused() {
+    for name in ["bench", "chat", "generate", "perplexity", "plan"] {
+        let output = run(name, &["--list-devices"]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
+        assert!(output.stdout.starts_with(b"cpu\n"), "{name}: {output:?}");
+        let output = run(name, &["-m", "nowhere", "--device", "vulkan:1000", "--list-devices"]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
+    }
+    let output = run("plan", &["--list-devices", "--json"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let found = answer["devices"].as_array().expect("a list");
+    assert_eq!(found.is_empty(), answer["none"].is_string(), "{answer}");
+    assert_eq!(run("inspect", &["--list-devices"]).status.code(), Some(2), "it loads no model");
+
+    let kind = refused("plan", &["--json", "-m", &fixture("llama-f32.gguf"), "--device", "vulkan:1000"]);
+    let known = ["NoLoader", "NoDriver", "NoDevice", "UnknownDevice"];
+    assert!(known.contains(&kind.as_str()), "{kind}");
+    assert_eq!(kind == "UnknownDevice", !found.is_empty());
 }
 
 #[test]

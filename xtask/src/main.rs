@@ -1,13 +1,13 @@
-//! Checks and chores of the Tenure workspace: `cargo xtask check`.
+//! Checks and chores of the Tenure workspace: `cargo xtask check`, `cargo xtask kernels`.
+
+mod kernels;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use sha2::{Digest, Sha256};
-
 /// What each crate may use, and where it may be unsafe: nowhere, or below these paths.
-const CRATES: [(&str, &[&str], &[&str]); 9] = [
+const CRATES: [(&str, &[&str], &[&str]); 10] = [
     ("tenure-tensor", &[], &[]),
     ("tenure-weights", &["tenure-tensor"], &["src/file.rs", "src/store.rs"]),
     ("tenure-graph", &["tenure-tensor"], &[]),
@@ -16,6 +16,11 @@ const CRATES: [(&str, &[&str], &[&str]); 9] = [
         "tenure-cpu",
         &["tenure-tensor", "tenure-graph", "tenure-device"],
         &["src/simd/", "src/raw/", "src/backend.rs", "src/lane.rs"],
+    ),
+    (
+        "tenure-vulkan",
+        &["tenure-tensor", "tenure-graph", "tenure-device"],
+        &["src/raw/", "src/backend.rs", "src/lane.rs"],
     ),
     ("tenure-models", &["tenure-tensor", "tenure-weights", "tenure-graph"], &[]),
     ("tenure-tokenizer", &["tenure-tensor", "tenure-weights"], &[]),
@@ -28,6 +33,7 @@ const CRATES: [(&str, &[&str], &[&str]); 9] = [
             "tenure-graph",
             "tenure-device",
             "tenure-cpu",
+            "tenure-vulkan",
             "tenure-models",
             "tenure-tokenizer",
             "tenure-sampling",
@@ -40,34 +46,55 @@ const CRATES: [(&str, &[&str], &[&str]); 9] = [
 const LONG: usize = 700;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("check") => check(),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["check"] => check(),
+        ["kernels"] => compile_kernels(false),
+        ["kernels", "--check"] => compile_kernels(true),
         _ => {
-            eprintln!("usage: cargo xtask check");
+            eprintln!("usage: cargo xtask check | kernels [--check]");
             ExitCode::from(2)
         }
     }
 }
 
+/// Compiles the kernels, or compiles them elsewhere and compares.
+fn compile_kernels(only_compare: bool) -> ExitCode {
+    let folder = root().join("kernels");
+    let mut faults = Vec::new();
+    let done = if only_compare { kernels::recompile(&folder, &mut faults) } else { kernels::compile(&folder) };
+    faults.extend(done.err().map(|error| error.to_string()));
+    report(&faults, if only_compare { "kernels: what their sources compile to" } else { "kernels: compiled" })
+}
+
+fn report(faults: &[String], well: &str) -> ExitCode {
+    for fault in faults {
+        eprintln!("fault: {fault}");
+    }
+    if faults.is_empty() {
+        println!("{well}");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 fn check() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let mut faults = Vec::new();
     for (name, allowed, unsafe_paths) in CRATES {
         let folder = root.join("crates").join(name);
         arrows(&folder, name, allowed, &mut faults);
         unsafety(&folder, name, unsafe_paths, &mut faults);
     }
-    kernels(&root.join("kernels"), &mut faults);
+    kernels::check(&root.join("kernels"), &mut faults);
     tracked(&root, &mut faults);
-    for fault in &faults {
-        eprintln!("fault: {fault}");
-    }
-    if faults.is_empty() {
-        println!("layering, unsafety, kernels and tracked files: as they should be");
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    report(&faults, "layering, unsafety, kernels and tracked files: as they should be")
 }
 
 /// Dependencies on crates of the workspace point downward only.
@@ -108,44 +135,6 @@ fn unsafety(folder: &Path, name: &str, allowed: &[&str], faults: &mut Vec<String
             println!("note: {name}/{inside} has {lines} lines");
         }
     }
-}
-
-/// Each source has its entry in the manifest with its SHA-256, and what the entry says was made from it is there.
-fn kernels(folder: &Path, faults: &mut Vec<String>) {
-    let manifest = read(&folder.join("manifest.toml"), faults);
-    let manifest: Vec<&str> = manifest.lines().filter(|line| !line.starts_with('#')).collect();
-    let manifest = manifest.join("\n");
-    let mut listed = BTreeMap::new();
-    for entry in manifest.split("[[kernel]]").skip(1) {
-        let values = |key: &str| -> Vec<String> {
-            let line = entry.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| name.trim() == key);
-            line.map_or_else(Vec::new, |(_, value)| value.split('"').skip(1).step_by(2).map(str::to_owned).collect())
-        };
-        let Some(source) = values("source").pop() else {
-            faults.push("kernels/manifest.toml has an entry without a source".to_owned());
-            continue;
-        };
-        for output in values("outputs") {
-            if !folder.join(&output).is_file() {
-                faults.push(format!("kernels/{output}, made from {source}, is missing"));
-            }
-        }
-        listed.insert(source, values("sha256").pop().unwrap_or_default());
-    }
-    for language in ["cuda", "vulkan"] {
-        for file in sources(&folder.join(language)) {
-            let name =
-                file.strip_prefix(folder).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
-            let bytes = std::fs::read(&file).unwrap_or_default();
-            let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-            match listed.remove(&name) {
-                Some(known) if known == hash => {}
-                Some(_) => faults.push(format!("kernels/{name} is not the source its outputs were made from")),
-                None => faults.push(format!("kernels/{name} is not in the manifest")),
-            }
-        }
-    }
-    faults.extend(listed.into_keys().map(|source| format!("kernels/{source} is in the manifest but not there")));
 }
 
 /// Tracked text files name no machine's folders and no package registry.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tenure_device::{
-    AllocError, Backend, DeviceError, Exec, Lane, Load, LoadError, Memory, RawSegment, RunError, StepInputs, Stop,
-    WeightLayout, check_all,
+    AllocError, Backend, DeviceError, Exec, Lane, Load, LoadError, Memory, RawSegment, RunError, SegmentKind,
+    StepInputs, Stop, WeightLayout, check_all,
 };
 use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::ByteSize;
@@ -123,16 +123,25 @@ unsafe impl Backend for Faulty {
         self.inner.round_up(bytes)
     }
 
-    fn alloc(&self, bytes: ByteSize) -> Result<RawSegment, AllocError> {
+    fn largest_segment(&self) -> ByteSize {
+        self.inner.largest_segment()
+    }
+
+    fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         if self.trigger.strikes(Operation::Alloc) {
             return Err(AllocError { device: self.name(), bytes });
         }
-        self.inner.alloc(bytes)
+        self.inner.alloc(kind, bytes)
     }
 
     unsafe fn free(&self, segment: RawSegment) {
         // SAFETY: the caller's promise is the wrapped backend's.
         unsafe { self.inner.free(segment) };
+    }
+
+    unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise is the wrapped backend's.
+        unsafe { self.inner.fill(segment, word) }
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
@@ -145,6 +154,10 @@ unsafe impl Backend for Faulty {
 
     fn scratch(&self, plan: &Plan) -> ByteSize {
         self.inner.scratch(plan)
+    }
+
+    fn exchange(&self, plan: &Plan) -> ByteSize {
+        self.inner.exchange(plan)
     }
 
     fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {

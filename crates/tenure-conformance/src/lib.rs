@@ -9,20 +9,22 @@
 //! use std::sync::Arc;
 //! use tenure_conformance::{Fault, Faulty, Operation};
 //! use tenure_cpu::{Cpu, CpuOptions};
-//! use tenure_device::Backend;
+//! use tenure_device::{Backend, SegmentKind};
 //!
 //! let cpu = Arc::new(Cpu::new(&CpuOptions::default())?);
 //! let faulty = Faulty::new(cpu);
 //! faulty.arm(Fault { operation: Operation::Alloc, nth: 1, sticky: false });
-//! assert!(faulty.alloc(faulty.round_up(tenure_tensor::ByteSize::new(1))).is_err());
+//! assert!(faulty.alloc(SegmentKind::Arena, faulty.round_up(tenure_tensor::ByteSize::new(1))).is_err());
 //! assert!(faulty.fired());
 //! # Ok::<(), tenure_device::DeviceError>(())
 //! ```
 
 mod faulty;
 mod fixtures;
+mod gpu;
 mod poisoned;
 
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, fixture, goldens};
+pub use gpu::Gpu;
 pub use poisoned::Poisoned;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tenure_device::{
-    AllocError, Backend, DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, RawSegment, RunError, StepInputs,
-    Stop, WeightLayout,
+    AllocError, Backend, DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, RawSegment, RunError, SegmentKind,
+    StepInputs, Stop, WeightLayout,
 };
 use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::ByteSize;
@@ -12,25 +12,17 @@ use tenure_tensor::ByteSize;
 /// A quiet NaN as f32, and NaN as a pair of f16.
 const POISON: u32 = 0x7fff_7fff;
 
-/// Wraps a backend of host memory. Results must not differ from the wrapped backend's by a bit.
+/// Wraps a backend. Results must not differ from the wrapped backend's by a bit.
 #[derive(Debug)]
 pub struct Poisoned {
     inner: Arc<dyn Backend>,
 }
 
 impl Poisoned {
-    /// Wraps `inner`, whose segments must be host addresses (the CPU backend's are).
+    /// Wraps `inner`.
     pub fn new(inner: Arc<dyn Backend>) -> Self {
         Poisoned { inner }
     }
-}
-
-/// # Safety
-/// `raw` is a live segment of host memory that nobody uses meanwhile.
-unsafe fn poison(raw: RawSegment) {
-    // SAFETY: segments are whole pages, so aligned and a multiple of four bytes; the caller upholds the rest.
-    let words = unsafe { std::slice::from_raw_parts_mut(raw.token as usize as *mut u32, raw.bytes.get() as usize / 4) };
-    words.fill(POISON);
 }
 
 // SAFETY: memory comes from the wrapped backend, which upholds the contract.
@@ -47,19 +39,35 @@ unsafe impl Backend for Poisoned {
         self.inner.round_up(bytes)
     }
 
-    fn alloc(&self, bytes: ByteSize) -> Result<RawSegment, AllocError> {
-        let raw = self.inner.alloc(bytes)?;
+    fn largest_segment(&self) -> ByteSize {
+        self.inner.largest_segment()
+    }
+
+    fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
+        let raw = self.inner.alloc(kind, bytes)?;
         // SAFETY: just allocated.
-        unsafe { poison(raw) };
-        Ok(raw)
+        match unsafe { self.inner.fill(raw, POISON) } {
+            Ok(()) => Ok(raw),
+            Err(_) => {
+                // SAFETY: just allocated, and handed to nobody.
+                unsafe { self.inner.free(raw) };
+                Err(AllocError { device: self.name(), bytes })
+            }
+        }
     }
 
     unsafe fn free(&self, segment: RawSegment) {
         // SAFETY: the caller's promise: a live segment of ours that nobody uses.
         unsafe {
-            poison(segment);
+            // Freeing goes on if the device cannot fill any more.
+            let _: Result<(), DeviceError> = self.inner.fill(segment, POISON);
             self.inner.free(segment);
         }
+    }
+
+    unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
+        // SAFETY: the caller's promise is the wrapped backend's.
+        unsafe { self.inner.fill(segment, word) }
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
@@ -74,13 +82,18 @@ unsafe impl Backend for Poisoned {
         self.inner.scratch(plan)
     }
 
+    fn exchange(&self, plan: &Plan) -> ByteSize {
+        self.inner.exchange(plan)
+    }
+
     fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {
-        Ok(Box::new(PoisonedLane { inner: self.inner.open_lane()? }))
+        Ok(Box::new(PoisonedLane { inner: self.inner.open_lane()?, backend: self.inner.clone() }))
     }
 }
 
 struct PoisonedLane {
     inner: Box<dyn Lane>,
+    backend: Arc<dyn Backend>,
 }
 
 impl Lane for PoisonedLane {
@@ -92,20 +105,23 @@ impl Lane for PoisonedLane {
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
         // SAFETY: the caller's promise is the wrapped lane's.
         let inner = unsafe { self.inner.bind(plan, memory)? };
-        Ok(Box::new(PoisonedExec { inner, transient: [memory.arena.clone(), memory.scratch.clone()] }))
+        let transient = std::iter::once(&memory.arena).chain(&memory.scratch).cloned().collect();
+        Ok(Box::new(PoisonedExec { inner, backend: self.backend.clone(), transient }))
     }
 }
 
 struct PoisonedExec {
     inner: Box<dyn Exec>,
-    transient: [Lease; 2],
+    backend: Arc<dyn Backend>,
+    transient: Vec<Lease>,
 }
 
 impl Exec for PoisonedExec {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
         for lease in &self.transient {
             // SAFETY: arena and scratch belong to this program, whose steps run one at a time (`&mut self`).
-            unsafe { poison(lease.raw()) };
+            let filled = unsafe { self.backend.fill(lease.raw(), POISON) };
+            filled.map_err(|error| RunError::Failed { device: "poisoned".to_owned(), why: error.to_string() })?;
         }
         self.inner.run(step, stops)
     }

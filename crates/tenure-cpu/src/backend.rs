@@ -1,6 +1,6 @@
 //! The backend: memory, layouts and lanes of the host's processor.
 
-use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, WeightLayout};
+use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, SegmentKind, WeightLayout};
 use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
@@ -76,13 +76,23 @@ unsafe impl Backend for Cpu {
         bytes.align_up(memory::PAGE)
     }
 
-    fn alloc(&self, bytes: ByteSize) -> Result<RawSegment, AllocError> {
+    fn largest_segment(&self) -> ByteSize {
+        ByteSize::new(u64::MAX)
+    }
+
+    fn alloc(&self, _kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         memory::alloc(bytes)
     }
 
     unsafe fn free(&self, segment: RawSegment) {
         // SAFETY: the caller promises what `memory::free` asks for.
         unsafe { memory::free(segment) };
+    }
+
+    unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
+        // SAFETY: the caller promises what `memory::fill` asks for.
+        unsafe { memory::fill(segment, word) };
+        Ok(())
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
@@ -98,6 +108,10 @@ unsafe impl Backend for Cpu {
     fn scratch(&self, plan: &Plan) -> ByteSize {
         let lowered = lower(plan, &|w| layout::is_panels(plan, w));
         ByteSize::of(Scratch::new(plan, &lowered, self.threads).bytes)
+    }
+
+    fn exchange(&self, _plan: &Plan) -> ByteSize {
+        ByteSize::ZERO
     }
 
     fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
-use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, WeightPlace};
-use tenure_graph::Plan;
+use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, Stop, WeightPlace};
+use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::ByteSize;
 
 use crate::layout::{Layout, Scratch, is_panels};
@@ -14,7 +14,6 @@ use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
 use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
-use crate::rope::RopeAngles;
 use crate::simd::{Isa, attention};
 
 pub(crate) struct CpuLane {
@@ -60,7 +59,10 @@ impl Lane for CpuLane {
             if got < need { Err(DeviceError::WrongMemory { what, got, need }) } else { Ok(()) }
         };
         enough("arena", memory.arena.bytes(), plan.arena())?;
-        enough("scratch", memory.scratch.bytes(), ByteSize::of(scratch.bytes))?;
+        // Nothing needs nothing, wherever it is.
+        let lent = memory.scratch.as_ref().filter(|_| scratch.bytes > 0);
+        enough("scratch", lent.map_or(ByteSize::ZERO, Lease::bytes), ByteSize::of(scratch.bytes))?;
+        let lent = lent.unwrap_or(&memory.arena);
 
         let mut layers = Vec::new();
         let mut end = 0usize;
@@ -74,7 +76,7 @@ impl Lane for CpuLane {
         }
 
         let mut weights = Vec::new();
-        let mut held = vec![memory.kv.lease.clone(), memory.arena.clone(), memory.scratch.clone()];
+        let mut held = vec![memory.kv.lease.clone(), memory.arena.clone(), lent.clone()];
         for (weight, place) in plan.weights().iter().zip(&memory.weights) {
             let layout = Layout::of(weight);
             let (cols, rows, dtype) = (weight.cols(), weight.rows(), weight.spec.dtype);
@@ -104,7 +106,7 @@ impl Lane for CpuLane {
             ropes,
             weights,
             arena: Base::of(&memory.arena, 0),
-            scratch_base: Base::of(&memory.scratch, 0),
+            scratch_base: Base::of(lent, 0),
             scratch,
             kv: Kv { base: Base::of(&memory.kv.lease, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
             claims: lowered.phases.iter().map(|_| AtomicUsize::new(0)).collect(),

@@ -6,7 +6,6 @@ mod lane;
 mod layout;
 mod lower;
 mod raw;
-mod rope;
 pub mod simd;
 
 pub use backend::{Cpu, CpuOptions};

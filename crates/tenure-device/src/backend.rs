@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
+use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
-use crate::segment::{Lease, RawSegment};
+use crate::segment::{Lease, RawSegment, SegmentKind};
 
 /// A kind of device and its memory.
 ///
@@ -24,17 +24,29 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// What an allocation of `bytes` really takes.
     fn round_up(&self, bytes: ByteSize) -> ByteSize;
 
-    /// Allocates `bytes`, a size that [`Backend::round_up`] gave.
+    /// The largest segment there can be.
+    fn largest_segment(&self) -> ByteSize;
+
+    /// Allocates `bytes`, a size that [`Backend::round_up`] gave, where memory of that kind belongs.
     ///
     /// # Errors
     /// [`AllocError`] when the device has no such memory.
-    fn alloc(&self, bytes: ByteSize) -> Result<RawSegment, AllocError>;
+    fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError>;
 
     /// Frees a segment.
     ///
     /// # Safety
     /// `segment` came from this backend's `alloc`, was not freed before, and nothing uses it any more.
     unsafe fn free(&self, segment: RawSegment);
+
+    /// Fills a segment with a word, such as a NaN that shows who relies on memory nobody wrote.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device cannot.
+    ///
+    /// # Safety
+    /// `segment` came from this backend's `alloc`, was not freed, and nothing uses it meanwhile.
+    unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError>;
 
     /// How a weight is held.
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout;
@@ -47,6 +59,9 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
 
     /// What running `plan` takes beside its arena.
     fn scratch(&self, plan: &Plan) -> ByteSize;
+
+    /// What host and device exchange in a step of `plan`, its inputs and outputs, where they do not share memory.
+    fn exchange(&self, plan: &Plan) -> ByteSize;
 
     /// Opens a queue of work.
     ///
@@ -83,7 +98,7 @@ pub trait Lane: Send {
     ///
     /// # Safety
     /// The leases are of the backend that opened this lane. While the executable lives, nobody else uses the KV cache,
-    /// the arena and the scratch memory, which do not overlap, and nobody writes the weights.
+    /// the arena, the scratch and the exchange memory, which do not overlap, and nobody writes the weights.
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError>;
 }
 
@@ -121,8 +136,10 @@ pub struct Memory {
     pub kv: KvPlace,
     /// At least the plan's arena; for one program alone, as the KV cache and the scratch memory are.
     pub arena: Lease,
-    /// At least what [`Backend::scratch`] said.
-    pub scratch: Lease,
+    /// At least what [`Backend::scratch`] said, unless that was nothing.
+    pub scratch: Option<Lease>,
+    /// At least what [`Backend::exchange`] said, unless that was nothing.
+    pub exchange: Option<Lease>,
 }
 
 /// Where a weight is.
@@ -185,6 +202,58 @@ pub struct StepInputs<'a> {
     pub blocks: &'a [u32],
     /// Rows whose results are wanted, in this order.
     pub outputs: &'a [u32],
+}
+
+impl StepInputs<'_> {
+    /// Checks that every index of the step lies inside the bounds of `plan` and a cache of `kv_blocks` blocks, and that
+    /// no two rows write the same position. `written` is room for that: with a capacity of the plan's rows, nothing is
+    /// allocated.
+    ///
+    /// # Errors
+    /// [`RunError::BadInput`] naming the first that does not.
+    pub fn check(&self, plan: &Plan, kv_blocks: usize, written: &mut Vec<u64>) -> Result<(), RunError> {
+        let shape = plan.shape();
+        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
+        let rows = self.tokens.len();
+        if rows == 0 || rows > shape.rows {
+            return Err(bad("rows", rows, shape.rows));
+        }
+        for (what, len) in [("positions", self.positions.len()), ("tables", self.tables.len())] {
+            if len != rows {
+                return Err(bad(what, len, rows));
+            }
+        }
+        if self.outputs.len() > shape.outs {
+            return Err(bad("outputs", self.outputs.len(), shape.outs));
+        }
+        if let Some(&out) = self.outputs.iter().find(|&&out| out as usize >= rows) {
+            return Err(bad("output row", out as usize, rows));
+        }
+        if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= plan.vocab()) {
+            return Err(bad("token", token as usize, plan.vocab()));
+        }
+        written.clear();
+        for row in 0..rows {
+            let (position, table) = (self.positions[row] as usize, self.tables[row] as usize);
+            if position >= shape.context {
+                return Err(bad("position", position, shape.context));
+            }
+            let start = table.saturating_mul(shape.table_len());
+            let needed = position / KV_BLOCK + 1;
+            let Some(blocks) = self.blocks.get(start..start.saturating_add(needed)) else {
+                return Err(bad("table", table, self.blocks.len() / shape.table_len()));
+            };
+            if let Some(&block) = blocks.iter().find(|&&block| block as usize >= kv_blocks) {
+                return Err(bad("block", block as usize, kv_blocks));
+            }
+            written.push(u64::from(blocks[needed - 1]) * KV_BLOCK as u64 + (position % KV_BLOCK) as u64);
+        }
+        written.sort_unstable();
+        if let Some(pair) = written.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(bad("position written twice", pair[0] as usize, 0));
+        }
+        Ok(())
+    }
 }
 
 /// A device had no memory.
@@ -264,6 +333,26 @@ pub enum DeviceError {
         /// What was asked for.
         asked: ByteSize,
     },
+    /// Something is larger than the device can take in one piece.
+    #[error("{what} takes {bytes} in one piece; {device} takes {most}")]
+    TooLarge {
+        /// The device.
+        device: String,
+        /// What is too large.
+        what: String,
+        /// Its size.
+        bytes: ByteSize,
+        /// The largest that can be.
+        most: ByteSize,
+    },
+    /// The device failed.
+    #[error("{device} failed: {why}")]
+    Failed {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
+    },
 }
 
 /// Why weights could not be brought in.
@@ -302,6 +391,12 @@ pub enum RunError {
         got: u64,
         /// What it must stay below (or equal, for lengths).
         bound: u64,
+    },
+    /// The device is gone, with everything on it; it must be opened anew.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
     },
     /// The device failed while it ran the step.
     #[error("{device} failed: {why}")]

@@ -132,7 +132,7 @@ impl Reservation {
             return Err(CarveError::NotReserved { label: self.label.to_string(), kind });
         };
         let bytes = self.pending[at].1;
-        let raw = self.device.backend.alloc(bytes).map_err(|error| CarveError::Alloc {
+        let raw = self.device.backend.alloc(kind, bytes).map_err(|error| CarveError::Alloc {
             label: self.label.to_string(),
             kind,
             error,

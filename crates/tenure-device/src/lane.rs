@@ -58,8 +58,14 @@ impl DeviceLane {
     /// # Errors
     /// [`DeviceError`] when memory and plan do not fit each other, or another program writes the memory.
     pub fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Program, DeviceError> {
-        let mut held = Vec::with_capacity(memory.weights.len() + 3);
-        for (lease, what) in [(&memory.kv.lease, "kv cache"), (&memory.arena, "arena"), (&memory.scratch, "scratch")] {
+        let mut held = Vec::with_capacity(memory.weights.len() + 4);
+        let own = [
+            (Some(&memory.kv.lease), "kv cache"),
+            (Some(&memory.arena), "arena"),
+            (memory.scratch.as_ref(), "scratch"),
+            (memory.exchange.as_ref(), "exchange"),
+        ];
+        for (lease, what) in own.into_iter().filter_map(|(lease, what)| Some((lease?, what))) {
             self.own(lease, what)?;
             held.push(lease.write().ok_or(DeviceError::InUse { what })?);
         }

@@ -20,6 +20,8 @@ pub enum SegmentKind {
     Arena,
     /// What the backend needs beside the arena while a step runs.
     Scratch,
+    /// What host and device exchange in a step, where they do not share memory.
+    Exchange,
 }
 
 impl fmt::Display for SegmentKind {
@@ -29,6 +31,7 @@ impl fmt::Display for SegmentKind {
             SegmentKind::Kv => "kv",
             SegmentKind::Arena => "arena",
             SegmentKind::Scratch => "scratch",
+            SegmentKind::Exchange => "exchange",
         })
     }
 }

@@ -35,6 +35,7 @@ mod error;
 mod graph;
 mod op;
 mod plan;
+mod rope;
 mod value;
 mod verify;
 
@@ -43,6 +44,7 @@ pub use error::PlanError;
 pub use graph::Graph;
 pub use op::{Activation, Effect, Op, RopeSpec, RopeStyle, Yarn};
 pub use plan::{Plan, Span, Step, Value};
+pub use rope::RopeAngles;
 pub use value::{
     KV_BLOCK, KvLayer, KvLayerId, KvType, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId, WeightUse,
 };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{BudgetError, Cancel, Deadline, Device, Report, Reservation, Stop};
 use tenure_tensor::ByteSize;
+use tenure_vulkan::{Vulkan, VulkanOptions};
 use tenure_weights::WeightStore;
 
 use crate::error::{Cause, Error};
@@ -47,7 +48,7 @@ impl Default for LoadOptions {
 }
 
 impl Engine {
-    /// An engine on the best device of this machine, which may use the memory that is there.
+    /// An engine on the processor of this machine, which may use the memory that is there.
     ///
     /// # Errors
     /// When worker threads cannot be started.
@@ -63,6 +64,16 @@ impl Engine {
         let budget = options.budget.unwrap_or_else(tenure_cpu::host_memory);
         let cpu = Cpu::new(&options)?;
         Ok(Engine::on(Device::new(Arc::new(cpu), budget)))
+    }
+
+    /// An engine on a GPU, through Vulkan. Loader and driver are looked for now.
+    ///
+    /// # Errors
+    /// When there is no Vulkan on this machine, or no such device.
+    pub fn vulkan(options: VulkanOptions) -> Result<Self, Error> {
+        let vulkan = Vulkan::open(&options)?;
+        let budget = vulkan.budget();
+        Ok(Engine::on(Device::new(Arc::new(vulkan), budget)))
     }
 
     /// An engine on a device of the caller's making.

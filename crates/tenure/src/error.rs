@@ -8,6 +8,7 @@ use tenure_graph::PlanError;
 use tenure_models::ModelError;
 use tenure_sampling::SamplingError;
 use tenure_tokenizer::{TemplateError, TokenizerError};
+use tenure_vulkan::VulkanError;
 use tenure_weights::{ErrorKind as FileError, WeightsError};
 
 /// What went wrong, in words for a person and a kind for a program. The error it came from, such as a
@@ -64,6 +65,8 @@ pub(crate) enum Cause {
     DoesNotFit { source: BudgetError, advice: String },
     #[error("{0}")]
     Device(#[from] DeviceError),
+    #[error("{0}")]
+    Vulkan(#[from] VulkanError),
     #[error("{path}: {source}")]
     Load { path: PathBuf, source: LoadError },
     #[error("{0}")]
@@ -121,8 +124,10 @@ impl Error {
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
                 error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
             }
-            Cause::Run(RunError::BadInput { .. }) => ErrorKind::BadParameter,
-            Cause::Load { .. } | Cause::Run(_) => ErrorKind::Device,
+            Cause::Run(RunError::BadInput { .. }) | Cause::Vulkan(VulkanError::UnknownDevice { .. }) => {
+                ErrorKind::BadParameter
+            }
+            Cause::Load { .. } | Cause::Run(_) | Cause::Vulkan(_) => ErrorKind::Device,
             Cause::Sampling(SamplingError::NonFiniteLogits { .. }) => ErrorKind::NonFinite,
             Cause::Sampling(_)
             | Cause::Encode(_)
@@ -159,6 +164,7 @@ impl Error {
             }
             Cause::Load { source, .. } => variant(source),
             Cause::Run(error) => variant(error),
+            Cause::Vulkan(error) => variant(error),
             Cause::Sampling(error) => variant(error),
             cause @ (Cause::PromptTooLong { .. }
             | Cause::EmptyPrompt
@@ -188,7 +194,7 @@ fn of_plan(error: &PlanError) -> ErrorKind {
 
 fn of_device(error: &DeviceError) -> ErrorKind {
     match error {
-        DeviceError::HostOutOfMemory { .. } => ErrorKind::OutOfMemory,
+        DeviceError::HostOutOfMemory { .. } | DeviceError::TooLarge { .. } => ErrorKind::OutOfMemory,
         DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. } => ErrorKind::UnsupportedModel,
         DeviceError::BadThreads { .. } | DeviceError::UnsupportedIsa { .. } => ErrorKind::BadParameter,
         _ => ErrorKind::Device,

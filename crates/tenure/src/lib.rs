@@ -48,6 +48,13 @@ pub mod cpu {
     pub use tenure_cpu::simd::bounds::{int8_peak, read_bandwidth};
 }
 
+/// What the Vulkan backend has beside the backend itself.
+pub mod vulkan {
+    pub use tenure_vulkan::{
+        Caps, DeviceInfo, DeviceKind, DeviceSelector, Explanation, Features, ValidationLog, VulkanError, devices,
+    };
+}
+
 pub use engine::{Engine, LoadOptions, LoadPlan};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
@@ -58,6 +65,7 @@ pub use tenure_models::{TextArchitecture, TextConfig};
 pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};
 pub use tenure_tensor::{ByteSize, DType, Shape, TensorSpec};
 pub use tenure_tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
+pub use tenure_vulkan::{Vulkan, VulkanOptions};
 pub use tenure_weights::{WeightStore, WeightsError};
 pub use text::{
     Component, FinishReason, GenerateOptions, Generated, Generation, Message, Piece, Prompt, Text, TextOptions,

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop, check_all};
-use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, Rows, Val, WeightId};
+use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Rows, Val, WeightId};
 use tenure_tensor::{DType, codec};
 
 use crate::layout::{Layout, Scratch};
 use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
 use crate::raw::team::{Broken, Member, Team};
-use crate::rope::RopeAngles;
 use crate::simd::attention::{self, HeadsOut, KvView, Queries, Scoring};
 use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
@@ -78,7 +77,7 @@ struct Run<'r> {
 
 impl Exec for Interpreter {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
-        self.check(step)?;
+        step.check(&self.plan, self.kv.blocks, &mut self.written)?;
         self.claims.iter().for_each(|claim| claim.store(0, Ordering::Relaxed));
         self.out_rows = step.outputs.len();
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
@@ -119,51 +118,6 @@ impl Exec for Interpreter {
 }
 
 impl Interpreter {
-    /// Every run-time index of the step lies inside the memory, and no two rows write the same position.
-    fn check(&mut self, step: &StepInputs<'_>) -> Result<(), RunError> {
-        let shape = self.plan.shape();
-        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
-        let rows = step.tokens.len();
-        if rows == 0 || rows > shape.rows {
-            return Err(bad("rows", rows, shape.rows));
-        }
-        for (what, len) in [("positions", step.positions.len()), ("tables", step.tables.len())] {
-            if len != rows {
-                return Err(bad(what, len, rows));
-            }
-        }
-        if step.outputs.len() > shape.outs {
-            return Err(bad("outputs", step.outputs.len(), shape.outs));
-        }
-        if let Some(&out) = step.outputs.iter().find(|&&out| out as usize >= rows) {
-            return Err(bad("output row", out as usize, rows));
-        }
-        if let Some(&token) = step.tokens.iter().find(|&&token| token as usize >= self.plan.vocab()) {
-            return Err(bad("token", token as usize, self.plan.vocab()));
-        }
-        self.written.clear();
-        for row in 0..rows {
-            let (position, table) = (step.positions[row] as usize, step.tables[row] as usize);
-            if position >= shape.context {
-                return Err(bad("position", position, shape.context));
-            }
-            let start = table.saturating_mul(shape.table_len());
-            let needed = position / KV_BLOCK + 1;
-            let Some(blocks) = step.blocks.get(start..start.saturating_add(needed)) else {
-                return Err(bad("table", table, step.blocks.len() / shape.table_len()));
-            };
-            if let Some(&block) = blocks.iter().find(|&&block| block as usize >= self.kv.blocks) {
-                return Err(bad("block", block as usize, self.kv.blocks));
-            }
-            self.written.push(u64::from(blocks[needed - 1]) * KV_BLOCK as u64 + (position % KV_BLOCK) as u64);
-        }
-        self.written.sort_unstable();
-        if let Some(pair) = self.written.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(bad("position written twice", pair[0] as usize, 0));
-        }
-        Ok(())
-    }
-
     fn value(&self, val: Val) -> (*mut f32, usize) {
         let (span, value) = (self.plan.span(val), self.plan.value(val));
         // SAFETY: the span lies inside the arena (verified when the plan was made, compared with the lease at bind).

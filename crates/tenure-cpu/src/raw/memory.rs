@@ -23,6 +23,16 @@ pub(crate) unsafe fn free(segment: RawSegment) {
     unsafe { os::unmap(segment.token as usize as *mut u8, segment.bytes.get() as usize) };
 }
 
+/// Fills a segment with a word.
+///
+/// # Safety
+/// `segment` came from [`alloc`], was not freed, and nothing uses it meanwhile.
+pub(crate) unsafe fn fill(segment: RawSegment, word: u32) {
+    let words = segment.bytes.get() as usize / size_of::<u32>();
+    // SAFETY: segments are whole pages, so aligned and a multiple of four bytes; the caller upholds the rest.
+    unsafe { std::slice::from_raw_parts_mut(segment.token as usize as *mut u32, words) }.fill(word);
+}
+
 #[cfg(unix)]
 mod os {
     /// Below this a segment is not worth a huge page.

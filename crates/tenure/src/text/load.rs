@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{
-    Device, DeviceError, Footprint, HostBytes, KvPlace, Load, LoadItem, Memory, Reservation, SegmentKind, SourceError,
-    Stop, WeightPlace,
+    CarveError, Device, DeviceError, Footprint, HostBytes, KvPlace, Lease, Load, LoadItem, Memory, Reservation,
+    SegmentKind, SourceError, Stop, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
 use tenure_models::TextConfig;
@@ -40,7 +40,11 @@ pub struct TextPlan {
 
 /// Where a weight will be.
 enum Planned {
-    Resident { offset: u64 },
+    /// In one of the weight segments, from `offset` on.
+    Resident {
+        segment: usize,
+        offset: u64,
+    },
     Mapped,
 }
 
@@ -114,6 +118,7 @@ impl LoadPlan<Text> {
             part("kv cache", SegmentKind::Kv),
             part("arena", SegmentKind::Arena),
             part("scratch", SegmentKind::Scratch),
+            part("exchange", SegmentKind::Exchange),
             Component { name: "mapped weights", bytes: self.inner.mapped, in_budget: false },
         ]
     }
@@ -154,15 +159,22 @@ impl TextPlan {
         let plan = tenure_models::record(store, &config, shape).map_err(model_error)?;
         let backend = device.backend();
 
-        let (mut places, mut resident, mut mapped) = (Vec::new(), ByteSize::ZERO, ByteSize::ZERO);
+        // The sizes of the weight segments; a weight lies in one of them.
+        let (mut places, mut segments, mut mapped) = (Vec::new(), vec![ByteSize::ZERO], ByteSize::ZERO);
         for weight in plan.weights() {
             let layout = backend.weight_layout(weight);
             if layout.mappable && options.access == WeightAccess::Mapped {
                 mapped += layout.bytes;
                 places.push(Planned::Mapped);
             } else {
-                places.push(Planned::Resident { offset: resident.get() });
-                resident = (resident + layout.bytes).align_up(WEIGHT_ALIGN);
+                let mut offset = segments.last().map_or(ByteSize::ZERO, |last| last.align_up(WEIGHT_ALIGN));
+                if offset > ByteSize::ZERO && offset + layout.bytes > backend.largest_segment() {
+                    segments.push(ByteSize::ZERO);
+                    offset = ByteSize::ZERO;
+                }
+                let segment = segments.len() - 1;
+                segments[segment] = offset + layout.bytes;
+                places.push(Planned::Resident { segment, offset: offset.get() });
             }
         }
         let kv_blocks = shape.table_len().saturating_mul(options.sequences);
@@ -171,10 +183,13 @@ impl TextPlan {
             kv += backend.kv_block_bytes(layer, options.kv)?.times(kv_blocks as u64);
         }
         let mut footprint = Footprint::default();
-        footprint.add(device, SegmentKind::Weights, resident);
+        for &bytes in &segments {
+            footprint.add(device, SegmentKind::Weights, bytes);
+        }
         footprint.add(device, SegmentKind::Kv, kv);
         footprint.add(device, SegmentKind::Arena, plan.arena());
         footprint.add(device, SegmentKind::Scratch, backend.scratch(&plan));
+        footprint.add(device, SegmentKind::Exchange, backend.exchange(&plan));
         let label = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         Ok(TextPlan {
             store: store.clone(),
@@ -249,23 +264,26 @@ impl TextPlan {
             let text_side = thread.spawn_scoped(scope, || open_text(&store));
             let device_side = (|| {
                 let mut lane = device.open_lane()?;
-                let weights = match footprint.of(SegmentKind::Weights) {
-                    ByteSize::ZERO => None,
-                    _ => Some(reservation.carve(SegmentKind::Weights)?),
-                };
-                let kv = reservation.carve(SegmentKind::Kv)?;
-                let arena = reservation.carve(SegmentKind::Arena)?;
-                let scratch = reservation.carve(SegmentKind::Scratch)?;
+                let count = |kind| footprint.segments().iter().filter(|(other, _)| *other == kind).count();
+                let mut carve = |kind| reservation.carve(kind);
+                let weights: Vec<Lease> = (0..count(SegmentKind::Weights))
+                    .map(|_| carve(SegmentKind::Weights))
+                    .collect::<Result<_, CarveError>>()?;
+                let kv = carve(SegmentKind::Kv)?;
+                let arena = carve(SegmentKind::Arena)?;
+                let mut carve_some = |kind| (count(kind) > 0).then(|| carve(kind)).transpose();
+                let (scratch, exchange) = (carve_some(SegmentKind::Scratch)?, carve_some(SegmentKind::Exchange)?);
 
                 let mut items = Vec::new();
                 let mut weight_places = Vec::new();
                 for (weight, place) in plan.weights().iter().zip(&places) {
-                    match (place, &weights) {
-                        (&Planned::Resident { offset }, Some(lease)) => {
+                    match *place {
+                        Planned::Resident { segment, offset } => {
+                            let lease = &weights[segment];
                             items.push(LoadItem { weight, lease, offset });
                             weight_places.push(WeightPlace::Resident { lease: lease.clone(), offset });
                         }
-                        _ => {
+                        Planned::Mapped => {
                             let mapped = store.map(stored(&store, &weight.spec.name)?, TrustFile)?;
                             weight_places.push(WeightPlace::Mapped(Arc::new(Mapped(mapped))));
                         }
@@ -287,7 +305,7 @@ impl TextPlan {
                     .map_err(|error| Cause::Load { path: path.clone(), source: error })?;
                 store.verify_unchanged()?;
                 let kv = KvPlace { lease: kv, blocks: kv_blocks, kv: wanted.kv };
-                let memory = Memory { weights: weight_places, kv, arena, scratch };
+                let memory = Memory { weights: weight_places, kv, arena, scratch, exchange };
                 Ok::<_, Error>(lane.bind(plan.clone(), &memory)?)
             })();
             let text_side = match text_side.map(|thread| thread.join()) {

@@ -1,19 +1,19 @@
 //! How fast each pair of a rope turns, worked out once when a plan is bound.
 
-use tenure_graph::{RopeSpec, Yarn};
+use crate::op::{RopeSpec, Yarn};
 
-/// Angles per position and the factor on cosine and sine.
+/// A rope's angles per position, and the factor on cosine and sine: what a backend computes a [`RopeSpec`] from.
 #[derive(Debug, Clone)]
-pub(crate) struct RopeAngles {
+pub struct RopeAngles {
     /// Pair `i` turns by `position * per_position[i]`.
-    pub(crate) per_position: Vec<f64>,
+    pub per_position: Vec<f64>,
     /// Factor on cosine and sine.
-    pub(crate) magnitude: f32,
+    pub magnitude: f32,
 }
 
 impl RopeAngles {
     /// `factors`: the divisors named by the spec, if any.
-    pub(crate) fn new(spec: &RopeSpec, factors: Option<&[f32]>) -> Self {
+    pub fn new(spec: &RopeSpec, factors: Option<&[f32]>) -> Self {
         let pairs = spec.dims / 2;
         let plain = |i: usize| {
             let divisor = factors.and_then(|f| f.get(i)).map_or(1.0, |&f| f64::from(f));

@@ -1,0 +1,53 @@
+//! A Vulkan device for tests.
+
+use std::sync::Arc;
+
+use tenure_vulkan::{Caps, ValidationLog, Vulkan, VulkanError, VulkanOptions};
+
+/// An open device, and what the validation layer says about its use.
+pub struct Gpu {
+    /// The device.
+    pub backend: Arc<Vulkan>,
+    log: ValidationLog,
+}
+
+impl Gpu {
+    /// The first Vulkan device, watched over by the validation layer. On a machine without either, says so and gives
+    /// `None`; a test calls it off then. Where the environment has `CI`, that is a failure: there the packages are
+    /// installed, and a test that does not run proves nothing.
+    ///
+    /// # Panics
+    /// When there is a device that cannot be opened, or none in CI.
+    pub fn open(caps: Caps) -> Option<Gpu> {
+        let log = ValidationLog::new();
+        let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
+        match Vulkan::open(&options) {
+            Ok(backend) => Some(Gpu { backend: Arc::new(backend), log }),
+            Err(
+                error @ (VulkanError::NoLoader { .. }
+                | VulkanError::NoDriver
+                | VulkanError::NoDevice
+                | VulkanError::NoValidationLayer),
+            ) => {
+                assert!(
+                    std::env::var_os("CI").is_none(),
+                    "CI must have a Vulkan device and its validation layer: {error}"
+                );
+                eprintln!("NOT TESTED: {error}");
+                None
+            }
+            Err(error) => panic!("a device is there and cannot be opened: {error}"),
+        }
+    }
+
+    /// Closes the device, and sees to it that the validation layer had nothing to say, objects left behind included.
+    ///
+    /// # Panics
+    /// When it had, or somebody still holds the device.
+    pub fn close(self) {
+        let Gpu { backend, log } = self;
+        drop(Arc::into_inner(backend).expect("nobody else holds the device"));
+        let messages = log.messages();
+        assert!(messages.is_empty(), "{} messages, the first: {}", messages.len(), messages[0]);
+    }
+}

@@ -1,0 +1,254 @@
+//! The backend: a device found at run time, its memory, layouts and lanes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, SegmentKind, WeightLayout};
+use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
+use tenure_tensor::ByteSize;
+
+use crate::devices::{DeviceInfo, DeviceSelector};
+use crate::error::VulkanError;
+use crate::exchange::Exchange;
+use crate::kernel::MOST_HEAD;
+use crate::lane::VulkanLane;
+use crate::layout::{KvLayout, WORD, weight_bytes};
+use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
+use crate::raw::buffer::{Buffer, Home, allocation_bytes};
+use crate::raw::device::{Gpu, called};
+use crate::raw::exec::fill;
+use crate::raw::instance::Instance;
+use crate::raw::pipeline::Pipelines;
+use crate::raw::upload::Staging;
+use crate::raw::validation::ValidationLog;
+
+/// Which device, and how it is used.
+#[derive(Clone, Debug, Default)]
+pub struct VulkanOptions {
+    /// Which device.
+    pub device: DeviceSelector,
+    /// Bytes of its memory that may be used; `None`: what the driver says is free, or else all there is.
+    pub budget: Option<ByteSize>,
+    /// Has Khronos' validation layer watch over every call and write to this log.
+    pub validation: Option<ValidationLog>,
+    /// What the device is taken to have no more of.
+    pub caps: Caps,
+}
+
+/// Takes a device for a lesser one, so that what lesser devices need can be tried on any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Waits with fences.
+    pub no_timeline_semaphores: bool,
+    /// Device memory is out of the host's reach, as on most discrete devices.
+    pub no_mapped_memory: bool,
+    /// The most bytes of weights, values or caches behind one binding.
+    pub binding: Option<ByteSize>,
+    /// The most bytes of one allocation.
+    pub allocation: Option<ByteSize>,
+}
+
+/// The Vulkan backend: one open device.
+pub struct Vulkan {
+    shared: Arc<Shared>,
+    budget: ByteSize,
+    overhead: ByteSize,
+    next: AtomicU64,
+}
+
+/// What the backend and its lanes share.
+pub(crate) struct Shared {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) pipelines: Arc<Pipelines>,
+    /// The live segments, by token.
+    segments: Mutex<HashMap<u64, Arc<Buffer>>>,
+    /// Where the host cannot write device memory itself.
+    pub(crate) staging: Option<Mutex<Staging>>,
+}
+
+impl Vulkan {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`VulkanError`] when there is no loader, no driver, no such device, or it cannot be opened.
+    pub fn open(options: &VulkanOptions) -> Result<Self, VulkanError> {
+        let instance = Instance::new(options.validation.as_ref())?;
+        let mut adapters = instance.adapters()?;
+        let infos: Vec<&DeviceInfo> = adapters.iter().map(|adapter| &adapter.info).collect();
+        let adapter = adapters.swap_remove(options.device.pick(&infos)?);
+        let free = adapter.info.free.unwrap_or(adapter.info.memory);
+        let gpu = Gpu::open(instance, adapter, &options.caps)?;
+        let fail = |error: crate::raw::device::GpuError| called(error.call)(error.result);
+        let staging = match gpu.types.device_is_mapped {
+            true => None,
+            false => Some(Staging::new(&gpu).map_err(fail)?),
+        };
+        let overhead = staging.as_ref().map_or(ByteSize::ZERO, |staging| ByteSize::new(staging.bytes()));
+        let pipelines = Arc::new(Pipelines::new(&gpu).map_err(fail)?);
+        let shared = Shared { gpu, pipelines, segments: Mutex::default(), staging: staging.map(Mutex::new) };
+        let budget = options.budget.unwrap_or(free);
+        Ok(Vulkan { shared: Arc::new(shared), budget, overhead, next: AtomicU64::new(1) })
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.shared.gpu.info
+    }
+
+    /// Bytes that may be used.
+    pub fn budget(&self) -> ByteSize {
+        self.budget
+    }
+
+    /// The sum of the driver's allocations that are live: all segments, and the backend's overhead.
+    pub fn allocated(&self) -> ByteSize {
+        self.shared.gpu.allocated()
+    }
+}
+
+impl Shared {
+    /// The buffer of a segment.
+    pub(crate) fn segment(&self, raw: RawSegment) -> Option<Arc<Buffer>> {
+        self.segments().get(&raw.token).cloned()
+    }
+
+    fn segments(&self) -> MutexGuard<'_, HashMap<u64, Arc<Buffer>>> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What bounds a dispatch. A binding begins a little before what it is to show.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let limits = &self.gpu.limits;
+        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups }
+    }
+
+    /// Places that do not overlap and are nowhere: how many dispatches there are does not depend on where things are.
+    pub(crate) fn nowhere(&self, plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
+        let weights = plan.weights().len();
+        let ropes = ropes(plan).len();
+        let mut end = 0;
+        let layers = plan.kv_layers().iter().map(|&layer| {
+            let block = KvLayout::of(layer, kv_type).map_or(ByteSize::ZERO, KvLayout::block_bytes);
+            let at = end;
+            end = block.times(kv_blocks.unwrap_or(0) as u64).get().saturating_add(end);
+            at
+        });
+        Sites {
+            layers: layers.collect(),
+            weights: (0..weights).map(|at| (at, 0)).collect(),
+            kv: weights,
+            kv_type,
+            kv_blocks,
+            arena: weights + 1,
+            exchange: weights + 2,
+            turns: vec![0; ropes],
+            magnitudes: vec![1.0; ropes],
+            outputs: vec![0; plan.outputs().len()],
+        }
+    }
+
+    /// An error of lowering, as a backend reports it.
+    pub(crate) fn too_large(&self, TooLarge { what, bytes, most }: TooLarge) -> DeviceError {
+        DeviceError::TooLarge { device: self.gpu.name(), what, bytes, most }
+    }
+
+    /// How a plan's exchange memory is laid out.
+    pub(crate) fn exchange(&self, plan: &Plan) -> Exchange {
+        // Caches divided by heads take the most dispatches.
+        let sites = self.nowhere(plan, KvType::F32, None);
+        // What does not fit is reported when the plan is bound.
+        let dispatches = lower(plan, &sites, self.bounds()).map_or(0, |dispatches| dispatches.len());
+        Exchange::new(plan, dispatches)
+    }
+}
+
+// SAFETY: every segment is a buffer with memory of its own, which lives until it is freed.
+unsafe impl Backend for Vulkan {
+    fn name(&self) -> String {
+        self.shared.gpu.name()
+    }
+
+    fn overhead(&self) -> ByteSize {
+        self.overhead
+    }
+
+    fn round_up(&self, bytes: ByteSize) -> ByteSize {
+        // A size no buffer can have is refused when it is allocated.
+        allocation_bytes(&self.shared.gpu, bytes.get()).map_or(bytes, ByteSize::new)
+    }
+
+    fn largest_segment(&self) -> ByteSize {
+        ByteSize::new(self.shared.gpu.limits.allocation)
+    }
+
+    fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
+        let home = match kind {
+            SegmentKind::Weights | SegmentKind::Kv | SegmentKind::Arena | SegmentKind::Scratch => Home::Device,
+            SegmentKind::Exchange => Home::Host,
+        };
+        let buffer = Buffer::new(&self.shared.gpu, bytes.get(), home);
+        let buffer = buffer.map_err(|_| AllocError { device: self.name(), bytes })?;
+        let segment =
+            RawSegment { token: self.next.fetch_add(1, Ordering::Relaxed), bytes: ByteSize::new(buffer.bytes) };
+        self.shared.segments().insert(segment.token, Arc::new(buffer));
+        Ok(segment)
+    }
+
+    unsafe fn free(&self, segment: RawSegment) {
+        let freed = self.shared.segments().remove(&segment.token);
+        drop(freed);
+    }
+
+    unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
+        let device = || self.name();
+        let Some(buffer) = self.shared.segment(segment) else {
+            return Err(DeviceError::ForeignLease { what: "segment" });
+        };
+        // SAFETY: the caller's promise.
+        unsafe { fill(&self.shared.gpu, &buffer, word) }
+            .map_err(|error| DeviceError::Failed { device: device(), why: error.why() })
+    }
+
+    fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
+        let bytes = ByteSize::new(weight_bytes(weight).unwrap_or(u64::MAX));
+        WeightLayout { bytes, mappable: false }
+    }
+
+    fn kv_block_bytes(&self, layer: KvLayer, kv: KvType) -> Result<ByteSize, DeviceError> {
+        if layer.head_dim > MOST_HEAD {
+            let bytes = |elements| ByteSize::of(elements).times(WORD);
+            return Err(DeviceError::TooLarge {
+                device: self.name(),
+                what: "one head's query".to_owned(),
+                bytes: bytes(layer.head_dim),
+                most: bytes(MOST_HEAD),
+            });
+        }
+        let layout = KvLayout::of(layer, kv).ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })?;
+        Ok(layout.block_bytes())
+    }
+
+    fn scratch(&self, _plan: &Plan) -> ByteSize {
+        ByteSize::ZERO
+    }
+
+    fn exchange(&self, plan: &Plan) -> ByteSize {
+        ByteSize::new(self.shared.exchange(plan).bytes)
+    }
+
+    fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {
+        Ok(Box::new(VulkanLane::new(self.shared.clone())))
+    }
+}
+
+impl fmt::Debug for Vulkan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vulkan({}, {} allocated)", self.name(), self.allocated())
+    }
+}

@@ -1,0 +1,252 @@
+//! An open device and its queue.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ash::vk;
+use tenure_tensor::ByteSize;
+
+use crate::backend::Caps;
+use crate::devices::{DeviceInfo, DeviceKind};
+use crate::error::VulkanError;
+use crate::raw::instance::{Adapter, Instance};
+
+/// An open device. Everything made on it holds a share, so it is closed last.
+pub(crate) struct Gpu {
+    pub(crate) raw: ash::Device,
+    /// The calls of timeline semaphores, where the device has them.
+    pub(crate) timeline: Option<ash::khr::timeline_semaphore::Device>,
+    pub(crate) info: DeviceInfo,
+    pub(crate) family: u32,
+    pub(crate) limits: Limits,
+    pub(crate) types: MemoryTypes,
+    /// Submissions are made by one thread at a time.
+    queue: Mutex<vk::Queue>,
+    /// Bytes of device memory that are allocated.
+    allocated: AtomicU64,
+    lost: AtomicBool,
+    /// Work on the device never ended, so nothing it might touch may be destroyed.
+    stuck: AtomicBool,
+    _instance: Arc<Instance>,
+}
+
+/// What bounds the shape of the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// The most bytes a shader sees through one binding.
+    pub(crate) range: u64,
+    /// The same, for what can be divided.
+    pub(crate) window: u64,
+    /// What the beginning of a binding is a multiple of.
+    pub(crate) align: u64,
+    /// The most workgroups in one direction.
+    pub(crate) groups: u64,
+    /// The most bytes of one allocation.
+    pub(crate) allocation: u64,
+}
+
+/// Which memory is taken for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryTypes {
+    /// What kernels work in.
+    pub(crate) device: u32,
+    /// Whether the host can write that memory itself.
+    pub(crate) device_is_mapped: bool,
+    /// What host and device exchange.
+    pub(crate) host: u32,
+}
+
+/// What the beginning of a binding is a multiple of at least: kernels read four words at a time.
+const LEAST_ALIGN: u64 = 16;
+/// The most bytes a beginning of a binding can have to be a multiple of.
+pub(crate) const MOST_ALIGN: u64 = 256;
+
+impl Gpu {
+    /// Opens a device, which is taken to have no more than `caps` allow.
+    pub(crate) fn open(instance: Arc<Instance>, adapter: Adapter, caps: &Caps) -> Result<Arc<Self>, VulkanError> {
+        let Adapter { raw: physical, info, family, limits, memory, largest_allocation } = adapter;
+        let priorities = [1.0];
+        let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&priorities)];
+        let use_timeline = info.features.timeline_semaphores && !caps.no_timeline_semaphores;
+        let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default().timeline_semaphore(true);
+        let mut extensions = Vec::new();
+        let mut create = vk::DeviceCreateInfo::default().queue_create_infos(&queues);
+        if use_timeline {
+            extensions.push(ash::khr::timeline_semaphore::NAME.as_ptr());
+            create = create.push_next(&mut timeline);
+        }
+        create = create.enabled_extension_names(&extensions);
+        // SAFETY: the adapter is of this instance; the queue family exists; the extension is listed and its bit set.
+        let raw = unsafe { instance.raw.create_device(physical, &create, None) };
+        let raw = raw.map_err(called("vkCreateDevice"))?;
+        // SAFETY: the queue was asked for just now.
+        let queue = unsafe { raw.get_device_queue(family, 0) };
+        let timeline = use_timeline.then(|| ash::khr::timeline_semaphore::Device::new(&instance.raw, &raw));
+        let types = usable_types(&raw).and_then(|usable| MemoryTypes::choose(&memory, usable, info.kind, caps));
+        let limits = Limits {
+            range: u64::from(limits.max_storage_buffer_range),
+            window: u64::from(limits.max_storage_buffer_range).min(caps.binding.map_or(u64::MAX, ByteSize::get)),
+            align: limits.min_storage_buffer_offset_alignment.clamp(LEAST_ALIGN, MOST_ALIGN),
+            groups: u64::from(limits.max_compute_work_group_count[0].min(limits.max_compute_work_group_count[1])),
+            allocation: largest_allocation.min(caps.allocation.map_or(u64::MAX, ByteSize::get)),
+        };
+        let mut gpu = Gpu {
+            raw,
+            timeline,
+            info,
+            family,
+            limits,
+            types: MemoryTypes { device: 0, device_is_mapped: false, host: 0 },
+            queue: Mutex::new(queue),
+            allocated: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            _instance: instance,
+        };
+        // Only now, so that a refusal closes the device.
+        gpu.types = types?;
+        Ok(Arc::new(gpu))
+    }
+
+    /// The name it is known by.
+    pub(crate) fn name(&self) -> String {
+        format!("vulkan:{} ({})", self.info.index, self.info.name)
+    }
+
+    /// The queue, for one submission.
+    pub(crate) fn queue(&self) -> MutexGuard<'_, vk::Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of memory that was allocated.
+    pub(crate) fn took(&self, bytes: u64) {
+        self.allocated.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Takes note of memory that was freed.
+    pub(crate) fn gave(&self, bytes: u64) {
+        self.allocated.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// Device memory that is allocated.
+    pub(crate) fn allocated(&self) -> ByteSize {
+        ByteSize::new(self.allocated.load(Ordering::Acquire))
+    }
+
+    /// Whether a call said that the device is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Takes note of work that never ended: the device is given up, and what was made on it is leaked.
+    pub(crate) fn abandon(&self) {
+        self.stuck.store(true, Ordering::Release);
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// Whether what was made on the device may still be in use although its owner is gone.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Acquire)
+    }
+
+    /// Takes note of what a call returned.
+    pub(crate) fn failed(&self, call: &'static str) -> impl Fn(vk::Result) -> GpuError {
+        move |result| {
+            if result == vk::Result::ERROR_DEVICE_LOST {
+                self.lost.store(true, Ordering::Release);
+            }
+            GpuError { call, result }
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.is_stuck() {
+            return;
+        }
+        // SAFETY: everything made on the device holds a share of it, so nothing is left.
+        unsafe { self.raw.destroy_device(None) };
+    }
+}
+
+impl MemoryTypes {
+    fn choose(
+        memory: &vk::PhysicalDeviceMemoryProperties,
+        usable: u32,
+        kind: DeviceKind,
+        caps: &Caps,
+    ) -> Result<Self, VulkanError> {
+        use vk::MemoryPropertyFlags as Flags;
+        let types = memory.memory_types_as_slice();
+        let with = |wanted: Flags| {
+            let fits = |at: &usize| usable & (1 << at) != 0 && types[*at].property_flags.contains(wanted);
+            (0..types.len()).find(fits).map(|at| at as u32)
+        };
+        let shared = Flags::HOST_VISIBLE | Flags::HOST_COHERENT;
+        let cached = shared | Flags::HOST_CACHED;
+        let none = || VulkanError::Call { call: "vkGetBufferMemoryRequirements", why: "no suitable memory".to_owned() };
+        let host = with(cached).or_else(|| with(shared)).ok_or_else(none)?;
+        // A discrete device's memory is only written by the host through a window, if at all.
+        let unified = !caps.no_mapped_memory && kind != DeviceKind::Discrete;
+        let mapped = || with(Flags::DEVICE_LOCAL | cached).or_else(|| with(Flags::DEVICE_LOCAL | shared));
+        let mapped = unified.then(mapped).flatten();
+        let device = mapped.or_else(|| with(Flags::DEVICE_LOCAL)).unwrap_or(host);
+        Ok(MemoryTypes { device, device_is_mapped: mapped.is_some(), host })
+    }
+}
+
+/// The memory types that buffers of ours can lie in.
+fn usable_types(device: &ash::Device) -> Result<u32, VulkanError> {
+    let requirements = requirements(device, 1 << 16).map_err(called("vkCreateBuffer"))?;
+    Ok(requirements.memory_type_bits)
+}
+
+/// What a buffer of so many bytes asks of its memory.
+pub(crate) fn requirements(device: &ash::Device, bytes: u64) -> Result<vk::MemoryRequirements, vk::Result> {
+    // SAFETY: the device is alive, and the buffer is destroyed where it was made.
+    unsafe {
+        let buffer = device.create_buffer(&buffer_info(bytes), None)?;
+        let requirements = device.get_buffer_memory_requirements(buffer);
+        device.destroy_buffer(buffer, None);
+        Ok(requirements)
+    }
+}
+
+/// All buffers are made alike, so that one answer about their memory holds for all.
+pub(crate) fn buffer_info(bytes: u64) -> vk::BufferCreateInfo<'static> {
+    vk::BufferCreateInfo::default()
+        .size(bytes)
+        .usage(
+            vk::BufferUsageFlags::STORAGE_BUFFER
+                | vk::BufferUsageFlags::UNIFORM_BUFFER
+                | vk::BufferUsageFlags::INDIRECT_BUFFER
+                | vk::BufferUsageFlags::TRANSFER_SRC
+                | vk::BufferUsageFlags::TRANSFER_DST,
+        )
+        .sharing_mode(vk::SharingMode::EXCLUSIVE)
+}
+
+/// A call that failed on an open device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GpuError {
+    pub(crate) call: &'static str,
+    pub(crate) result: vk::Result,
+}
+
+impl GpuError {
+    /// Whether the device is gone.
+    pub(crate) fn is_loss(self) -> bool {
+        self.result == vk::Result::ERROR_DEVICE_LOST
+    }
+
+    /// What failed, and how.
+    pub(crate) fn why(self) -> String {
+        format!("{}: {}", self.call, self.result)
+    }
+}
+
+/// Names the call that failed before a device was open.
+pub(crate) fn called(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
+    move |result| VulkanError::Call { call, why: result.to_string() }
+}
