@@ -166,10 +166,10 @@ impl Work<'_> {
 
     #[inline(always)]
     fn reading(&self, block: usize) -> Reading {
-        let attending = (0..self.queries.len()).filter(|&query| self.attends(query, block)).count();
+        let many = || (0..self.queries.len()).filter(|&query| self.attends(query, block)).nth(SIDE).is_some();
         match self.kv.kv {
             KvType::F32 => Reading::F32,
-            KvType::F16 if attending <= SIDE => Reading::F16,
+            KvType::F16 if !many() => Reading::F16,
             KvType::F16 | KvType::Q8_0 => Reading::Converted,
         }
     }
