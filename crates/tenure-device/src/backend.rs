@@ -315,6 +315,12 @@ pub enum DeviceError {
         /// What is needed.
         need: ByteSize,
     },
+    /// A weight that is not held as the backend's layout has it, or not at a multiple of 64 bytes.
+    #[error("tensor {name:?} does not lie as the device wants it")]
+    WrongLayout {
+        /// The tensor.
+        name: String,
+    },
     /// Memory that is being written, or used while it would be written.
     #[error("{what} are in use")]
     InUse {

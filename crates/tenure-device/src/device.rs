@@ -47,6 +47,11 @@ impl Footprint {
 }
 
 impl Device {
+    /// Whether both are the same device under the same budget.
+    pub fn is(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.ledger, &other.ledger)
+    }
+
     /// A device that may use `budget` bytes, of which the backend's own overhead is taken off.
     pub fn new(backend: Arc<dyn Backend>, budget: ByteSize) -> Self {
         let budget = budget.saturating_sub(backend.overhead());

@@ -209,6 +209,7 @@ impl<'c> Graph<'c> {
         for weight in &weights {
             check_type(weight)?;
         }
+        steps.iter().try_for_each(|step| check_roles(&step.op, &weights))?;
         let mut sizes = Vec::with_capacity(values.len());
         for value in &values {
             let bytes =
@@ -299,6 +300,30 @@ impl<'c> Graph<'c> {
 
     fn fail(&self, error: PlanError) {
         self.tape.borrow_mut().error.get_or_insert(error);
+    }
+}
+
+/// Weights are used as they were taken: what lies in memory differs between matrices, tables and vectors.
+fn check_roles(op: &Op, weights: &[WeightUse]) -> Result<(), PlanError> {
+    let demand = |id: WeightId, right: fn(&WeightUse) -> bool| match &weights[id.index()] {
+        weight if right(weight) => Ok(()),
+        weight => Err(PlanError::BadParameter { op: op.name(), what: "weight", value: weight.spec.name.clone() }),
+    };
+    match op {
+        Op::Embed { table, .. } => demand(*table, |weight| weight.as_table),
+        Op::RmsNorm { weight, .. } => demand(*weight, WeightUse::is_vector),
+        Op::MatMul { w, bias, .. } => {
+            demand(*w, |weight| weight.as_matrix)?;
+            bias.map_or(Ok(()), |bias| demand(bias, WeightUse::is_vector))
+        }
+        Op::Rope { rope, .. } => rope.factors.map_or(Ok(()), |factors| demand(factors, WeightUse::is_vector)),
+        Op::KvStore { .. }
+        | Op::Attention { .. }
+        | Op::Glu { .. }
+        | Op::Add { .. }
+        | Op::Scale { .. }
+        | Op::Softcap { .. }
+        | Op::TakeRows { .. } => Ok(()),
     }
 }
 

@@ -298,6 +298,10 @@ impl Keys<'_> {
     }
 
     fn sliding(&self, rope: &RopeSpec) -> Result<Option<Sliding>, ModelError> {
+        // 0 says that there is none.
+        if self.meta.opt_u32(&self.key("attention.sliding_window"))? == Some(0) {
+            return Ok(None);
+        }
         let Some(window) = self.opt_size("attention.sliding_window", u32::MAX as usize)? else {
             return Ok(None);
         };

@@ -197,17 +197,15 @@ impl Tokenizer {
         }
         let mut merger = Merger::default();
         let mut gap = 0;
-        let mut after_special = true;
         for (token, range) in self.specials.in_text(text, options.parse_special) {
             if let Some(before) = text.get(gap..range.start).filter(|before| !before.is_empty()) {
-                self.encode_part(&mut merger, before, after_special, &mut out)?;
+                self.encode_part(&mut merger, before, &mut out)?;
             }
             out.push(token);
-            after_special = true;
             gap = range.end;
         }
         if let Some(rest) = text.get(gap..).filter(|rest| !rest.is_empty()) {
-            self.encode_part(&mut merger, rest, after_special, &mut out)?;
+            self.encode_part(&mut merger, rest, &mut out)?;
         }
         if options.add_special && self.add_eos {
             out.extend(self.eos);
@@ -216,13 +214,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a text between special tokens.
-    fn encode_part(
-        &self,
-        merger: &mut Merger,
-        text: &str,
-        after_special: bool,
-        out: &mut Vec<u32>,
-    ) -> Result<(), TokenizerError> {
+    fn encode_part(&self, merger: &mut Merger, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let (vocab, unk) = (&self.vocab, self.unk);
         match &self.algorithm {
             Algorithm::Rank { pre, classes, pairs } => {
@@ -248,7 +240,7 @@ impl Tokenizer {
                 spaced
                     .try_reserve(text.len() + 1)
                     .map_err(|_| TokenizerError::HostOutOfMemory { what: "a text", bytes: text.len() + 1 })?;
-                if *add_space && after_special {
+                if *add_space {
                     spaced.push(' ');
                 }
                 for part in text.split_inclusive(SPACE) {

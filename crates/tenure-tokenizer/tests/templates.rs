@@ -144,6 +144,19 @@ fn no_steps_are_taken_beyond_the_budget() {
 }
 
 #[test]
+fn ranges_and_slices_reach_the_ends_of_their_numbers() {
+    let far = "{{ range(-9223372036854775807, 9223372036854775807, 4611686018427387904) | list | length }}";
+    assert_eq!(render(far).unwrap(), "4");
+    assert_eq!(
+        render("{% set s = 'äbcde' %}{{ s[1:] }} {{ s[::-2] }} {{ s[-2:9223372036854775807] }}").unwrap(),
+        "bcde ecä de"
+    );
+    assert_eq!(render("{{ [1, 2, 3][::-1] }} {{ 'abc'[0:3:9223372036854775807] }}").unwrap(), "[3, 2, 1] a");
+    // A long text is sliced in about its own size.
+    assert_eq!(render("{% set s = 'a' * 500000 %}{{ s[1:] | length }}").unwrap(), "499999");
+}
+
+#[test]
 fn no_bytes_are_made_beyond_the_budget() {
     let times = |n: usize, s: &str| s.repeat(n);
     for source in [

@@ -132,7 +132,7 @@ impl Engine {
         options: &LoadOptions,
     ) -> Result<ModelHandle<F>, Error> {
         let needed = F::footprint(&plan.inner).total();
-        if reservation.remaining() != needed {
+        if reservation.remaining() != needed || !reservation.device().is(&self.device) {
             return Err(Cause::WrongReservation { reserved: reservation.remaining(), needed }.into());
         }
         Ok(ModelHandle::new(F::load(plan.inner, reservation, options)?))

@@ -87,7 +87,7 @@ pub(crate) enum Cause {
     NoFreeSequence { sequences: usize },
     #[error("the model's file has no chat template")]
     NoChatTemplate,
-    #[error("the reservation is for {reserved}, the plan needs {needed}")]
+    #[error("the reservation is for {reserved} of its engine's device, the plan needs {needed} of this engine's")]
     WrongReservation { reserved: tenure_tensor::ByteSize, needed: tenure_tensor::ByteSize },
 }
 

@@ -104,14 +104,17 @@ impl Exec for Interpreter {
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
         let val = self.plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
-        if row >= self.out_rows {
-            return Err(bad("output row", row, self.out_rows));
+        let value = self.plan.value(val);
+        // An output may be of the step's rows, of which there can be fewer than results asked for.
+        let rows = self.out_rows.min(self.plan.shape().capacity(value.rows));
+        if row >= rows {
+            return Err(bad("output row", row, rows));
         }
-        let cols = self.plan.value(val).cols;
+        let cols = value.cols;
         if into.len() != cols {
             return Err(bad("output length", into.len(), cols));
         }
-        // SAFETY: no step runs (`&mut self`), and the row is below the plan's capacity.
+        // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
         into.copy_from_slice(unsafe { self.row(val, row) });
         Ok(())
     }

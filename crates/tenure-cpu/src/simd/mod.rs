@@ -1,4 +1,4 @@
-//! Kernels: the only place of this crate, beside `raw/`, that holds `unsafe`.
+//! Kernels. Unsafe code is here, in `raw/`, and in the unsafe traits' methods in `backend.rs` and `lane.rs`; nowhere else.
 
 pub mod attention;
 pub mod bounds;

@@ -61,7 +61,8 @@ pub(super) fn install(environment: &mut Environment<'_>, meter: &Meter, now: Sys
         if count > u128::from(MAX_RANGE) {
             return Err(Refusal::Budget(BudgetLimit::Steps(MAX_RANGE)).into());
         }
-        Ok((0..count as i64).map(|i| first + i * step).collect::<Vec<i64>>())
+        // Below the bound, so what wraps on the way comes back.
+        Ok((0..count as i64).map(|i| first.wrapping_add(i.wrapping_mul(step))).collect::<Vec<i64>>())
     });
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         Err(Refusal::Raised(message.to_string().chars().take(1024).collect()).into())
@@ -112,7 +113,11 @@ fn operators(environment: &mut Environment<'_>, meter: &Meter) {
     });
     let m = meter.clone();
     environment.add_function(SLICE, move |value: Value, start: Value, stop: Value, step: Value| {
-        m.charge_like(&value)?;
+        match value.as_str() {
+            // The characters, and the text made of them.
+            Some(text) => m.charge((text.len() as u64).saturating_mul(1 + size_of::<char>() as u64))?,
+            None => m.charge_like(&value)?,
+        }
         slice(&value, &start, &stop, &step)
     });
 }
@@ -290,8 +295,19 @@ fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Val
     if value.is_undefined() || value.is_none() {
         return Ok(Value::from(Vec::<Value>::new()));
     }
+    if let Some(text) = value.as_str() {
+        let chars: Vec<char> = text.chars().collect();
+        let picked = places(chars.len(), number(start)?, number(stop)?, step).filter_map(|at| chars.get(at));
+        return Ok(Value::from(picked.collect::<String>()));
+    }
     let items: Vec<Value> = value.try_iter()?.collect();
-    let len = items.len() as i64;
+    let picked = places(items.len(), number(start)?, number(stop)?, step).filter_map(|at| items.get(at));
+    Ok(picked.cloned().collect())
+}
+
+/// The places that Python's `[start:stop:step]` takes of `len`.
+fn places(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let len = len as i64;
     let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
     let clamped = |place: Option<i64>, otherwise: i64| match place {
         None => otherwise,
@@ -299,14 +315,8 @@ fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Val
         Some(place) => place.clamp(lowest, highest),
     };
     let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
-    let (mut at, stop) = (clamped(number(start)?, first), clamped(number(stop)?, last));
-    let mut picked = Vec::new();
-    while if step > 0 { at < stop } else { at > stop } {
-        picked.extend(usize::try_from(at).ok().and_then(|i| items.get(i)).cloned());
-        at = at.saturating_add(step);
-    }
-    if value.as_str().is_some() {
-        return Ok(Value::from(picked.iter().filter_map(|c| c.as_str()).collect::<String>()));
-    }
-    Ok(Value::from(picked))
+    let (start, stop) = (clamped(start, first), clamped(stop, last));
+    std::iter::successors(Some(start), move |at| at.checked_add(step))
+        .take_while(move |&at| if step > 0 { at < stop } else { at > stop })
+        .filter_map(|at| usize::try_from(at).ok())
 }

@@ -205,22 +205,16 @@ impl<'s> Generation<'s> {
     fn choose(&mut self) -> Result<Option<Piece<'_>>, Error> {
         self.alternatives.clear();
         let logits = self.session.logits();
-        let sampled = match self.logprobs {
-            None => self.sampler.sample(logits)?,
-            Some(k) => {
-                // Sampling overwrites its row; the log-probabilities are those of the raw logits.
-                self.row.clear();
-                self.row.extend_from_slice(logits);
-                let sampled = self.sampler.sample(&mut self.row)?;
-                // Logits that are no numbers have no probabilities; the caller asked for a token all the same.
-                if !sampled.finite_fallback {
-                    top_logprobs(logits, k, &mut self.alternatives)?;
-                    let own = TokenLogprob { token: sampled.token, logprob: logprob(logits, sampled.token)? };
-                    self.alternatives.insert(0, own);
-                }
-                sampled
-            }
-        };
+        // Sampling overwrites its row; the session's stays as the model gave it.
+        self.row.clear();
+        self.row.extend_from_slice(logits);
+        let sampled = self.sampler.sample(&mut self.row)?;
+        // Logits that are no numbers have no probabilities; the caller asked for a token all the same.
+        if let Some(k) = self.logprobs.filter(|_| !sampled.finite_fallback) {
+            top_logprobs(logits, k, &mut self.alternatives)?;
+            let own = TokenLogprob { token: sampled.token, logprob: logprob(logits, sampled.token)? };
+            self.alternatives.insert(0, own);
+        }
         self.sampler.accept(sampled.token)?;
         self.made += 1;
         self.last = Some(sampled.token);

@@ -318,7 +318,7 @@ impl TextPlan {
         let program = device_side?;
         let (tokenizer, template) = text_side?;
         Ok(LoadedText {
-            stepper: Stepper::new(program, wanted.sequences, config.vocab),
+            stepper: Stepper::new(program, wanted.sequences, config.vocab)?,
             config,
             tokenizer,
             template,

@@ -92,19 +92,23 @@ impl ModelHandle<Text> {
     pub fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
         let loaded = &*self.0;
         let raw = EncodeOptions { add_special: true, parse_special: true };
-        // A template writes the model's first token itself.
-        let rendered = EncodeOptions { add_special: false, parse_special: true };
-        let encode = |text: &str, options| loaded.tokenizer.encode(text, options).map_err(Error::from);
+        let encode = |text: &str| loaded.tokenizer.encode(text, raw).map_err(Error::from);
+        // Some templates write the model's first token themselves and some leave it to the tokenizer: it is there once.
+        let rendered = |text: &str| {
+            let first = loaded.tokenizer.bos().filter(|_| loaded.tokenizer.adds_bos());
+            let first = first.map_or(&[][..], |bos| loaded.tokenizer.piece_bytes(bos));
+            encode(text.as_bytes().strip_prefix(first).and_then(|rest| str::from_utf8(rest).ok()).unwrap_or(text))
+        };
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
-            Prompt::Raw(text) => encode(text, raw),
+            Prompt::Raw(text) => encode(text),
             Prompt::User(text) => match self.render(&[crate::Message::user(text)])? {
-                Some(text) => encode(&text, rendered),
-                None => encode(text, raw),
+                Some(text) => rendered(&text),
+                None => encode(text),
             },
             Prompt::Chat(messages) => {
                 let text = self.render(messages)?.ok_or(Cause::NoChatTemplate)?;
-                encode(&text, rendered)
+                rendered(&text)
             }
         }
     }
@@ -202,7 +206,8 @@ impl TextSession {
     /// [`TextSession::last_logits`] of each has the logits after it.
     ///
     /// # Errors
-    /// When the sessions are of different models, a sequence is full, or the step fails or is stopped.
+    /// When the sessions are of different models, a sequence is full, or the step fails or is stopped; each sequence
+    /// then holds about what it held before, and never its token.
     pub fn append_together(sessions: &mut [TextSession], tokens: &[u32], stop: &Stop) -> Result<(), Error> {
         let Some(model) = sessions.first().map(|session| session.model.clone()) else { return Ok(()) };
         let bad = |field, value: usize| Error::from(Cause::BadParameter { field, value: value.to_string() });
@@ -210,16 +215,22 @@ impl TextSession {
             return Err(bad("tokens", tokens.len()));
         }
         let mut lent = Vec::with_capacity(sessions.len());
+        let mut held = Vec::with_capacity(sessions.len());
         for (session, &token) in sessions.iter_mut().zip(tokens) {
             if !std::sync::Arc::ptr_eq(&session.model.0, &model.0) {
                 return Err(bad("sessions", lent.len()));
             }
             session.check_more(&[token])?;
+            held.push((session.slot, session.cached()));
             session.buffers.tokens.clear();
             session.buffers.tokens.push(token);
             lent.push(Lent { slot: session.slot, buffers: &mut session.buffers, outs: 1 });
         }
-        Ok(model.0.stepper.run(&mut lent, stop)?)
+        let result = model.0.stepper.run(&mut lent, stop);
+        if result.is_err() {
+            held.into_iter().for_each(|(slot, len)| model.0.stepper.truncate(slot, len));
+        }
+        Ok(result?)
     }
 
     /// Appends tokens to the sequence and returns the logits after the last of them.

@@ -1,11 +1,13 @@
 //! Sequences and their KV blocks: who holds which block, and what is cached in it.
 
+use tenure_device::DeviceError;
 use tenure_graph::KV_BLOCK;
+use tenure_tensor::ByteSize;
 
 /// The KV blocks of a model, shared out to a fixed number of sequences.
 ///
 /// There are as many blocks as all sequences could fill, so a sequence that is open can always grow to the context's
-/// length. A sequence that was closed keeps its blocks as a cache of its tokens until another sequence needs them. Full
+/// length. A sequence that was closed keeps its blocks as a cache of its tokens until it is opened for others. Full
 /// blocks may be shared by sequences that begin alike; a shared block is never written.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -31,18 +33,20 @@ struct Slot {
 
 impl Slots {
     /// `count` sequences of up to `context` tokens; no allocation happens afterwards.
-    pub(crate) fn new(count: usize, context: usize) -> Self {
+    pub(crate) fn new(count: usize, context: usize) -> Result<Self, DeviceError> {
         let table_len = context.div_ceil(KV_BLOCK);
         let blocks = count * table_len;
-        let slot = |_| Slot { open: false, tokens: Vec::with_capacity(context), blocks: 0, last_used: 0 };
-        Slots {
-            slots: (0..count).map(slot).collect(),
-            references: vec![0; blocks],
-            free: (0..blocks as u32).rev().collect(),
-            tables: vec![0; blocks],
-            table_len,
-            clock: 0,
-        }
+        let zeros = || {
+            let mut zeros = room(blocks)?;
+            zeros.resize(blocks, 0);
+            Ok(zeros)
+        };
+        let (references, tables) = (zeros()?, zeros()?);
+        let mut free = room(blocks)?;
+        free.extend((0..blocks as u32).rev());
+        let slot = |_| Ok(Slot { open: false, tokens: room(context)?, blocks: 0, last_used: 0 });
+        let slots = (0..count).map(slot).collect::<Result<_, DeviceError>>()?;
+        Ok(Slots { slots, references, free, tables, table_len, clock: 0 })
     }
 
     /// Opens a sequence, the least recently used of those closed.
@@ -52,7 +56,7 @@ impl Slots {
         Some(slot)
     }
 
-    /// Closes a sequence; its tokens stay cached until their blocks are needed.
+    /// Closes a sequence; its tokens stay cached until it is opened for others.
     pub(crate) fn close(&mut self, slot: usize) {
         self.slots[slot].open = false;
         self.touch(slot);
@@ -127,10 +131,8 @@ impl Slots {
         self.touch(slot);
         let need = len.div_ceil(KV_BLOCK).min(self.table_len);
         while self.slots[slot].blocks < need {
-            let Some(block) = self.free.pop() else {
-                self.evict(slot);
-                continue;
-            };
+            // There is one: each of the other sequences names at most its share, and this one fewer.
+            let Some(block) = self.free.pop() else { return };
             self.references[block as usize] = 1;
             let at = self.slots[slot].blocks;
             self.tables[slot * self.table_len + at] = block;
@@ -143,21 +145,18 @@ impl Slots {
         self.slots[slot].tokens.extend_from_slice(tokens);
     }
 
-    /// Drops the cache of the closed sequence used longest ago. There is one: open sequences alone cannot hold every
-    /// block while one of them is short of its own share.
-    fn evict(&mut self, wanting: usize) {
-        let victim = (0..self.slots.len())
-            .filter(|&i| i != wanting && !self.slots[i].open && self.slots[i].blocks > 0)
-            .min_by_key(|&i| self.slots[i].last_used);
-        if let Some(victim) = victim {
-            self.truncate(victim, 0);
-        }
-    }
-
     fn touch(&mut self, slot: usize) {
         self.clock += 1;
         self.slots[slot].last_used = self.clock;
     }
+}
+
+/// An empty list with room for `len` numbers.
+pub(crate) fn room(len: usize) -> Result<Vec<u32>, DeviceError> {
+    let mut list = Vec::new();
+    let asked = ByteSize::of(len).times(size_of::<u32>() as u64);
+    list.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked })?;
+    Ok(list)
 }
 
 fn common(a: &[u32], b: &[u32]) -> usize {
@@ -188,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_sequence_keeps_the_beginning_it_shares_with_its_next_prompt() {
-        let mut slots = Slots::new(1, 128);
+        let mut slots = Slots::new(1, 128).expect("room");
         let slot = slots.open().expect("free");
         let first: Vec<u32> = (0..100).collect();
         fill(&mut slots, slot, &first);
@@ -201,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_second_sequence_shares_full_blocks_and_never_writes_them() {
-        let mut slots = Slots::new(2, 128);
+        let mut slots = Slots::new(2, 128).expect("room");
         let (a, b) = (slots.open().expect("free"), slots.open().expect("free"));
         let prompt: Vec<u32> = (0..100).collect();
         fill(&mut slots, a, &prompt);
@@ -218,7 +217,7 @@ mod tests {
 
     #[test]
     fn closed_sequences_give_way_to_open_ones() {
-        let mut slots = Slots::new(2, 64);
+        let mut slots = Slots::new(2, 64).expect("room");
         let a = slots.open().expect("free");
         fill(&mut slots, a, &(0..64).collect::<Vec<_>>());
         slots.close(a);

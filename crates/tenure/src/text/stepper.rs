@@ -7,10 +7,10 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tenure_device::{Program, RunError, StepInputs, Stop};
+use tenure_device::{DeviceError, Program, RunError, StepInputs, Stop};
 use tenure_graph::OutputId;
 
-use crate::text::slots::Slots;
+use crate::text::slots::{Slots, room};
 
 /// The program of a loaded model, and the queue before it.
 pub(crate) struct Stepper {
@@ -29,8 +29,6 @@ struct Queue {
     /// Somebody is composing or running a step.
     running: bool,
     next_ticket: u64,
-    /// Room for buffers on their way back, so that a step allocates nothing.
-    spare: Vec<(u64, Buffers)>,
 }
 
 /// Rows of one sequence.
@@ -84,17 +82,17 @@ struct StepEngine {
 }
 
 impl Stepper {
-    pub(crate) fn new(program: Program, sequences: usize, vocab: usize) -> Self {
+    pub(crate) fn new(program: Program, sequences: usize, vocab: usize) -> Result<Self, DeviceError> {
         let shape = program.plan().shape();
-        let slots = Slots::new(sequences, shape.context);
+        let slots = Slots::new(sequences, shape.context)?;
         let engine = StepEngine {
             batch: Vec::with_capacity(sequences),
             stops: Vec::with_capacity(sequences),
-            tokens: Vec::with_capacity(shape.rows),
-            positions: Vec::with_capacity(shape.rows),
-            tables: Vec::with_capacity(shape.rows),
-            outputs: Vec::with_capacity(shape.outs),
-            blocks: Vec::with_capacity(slots.tables().len()),
+            tokens: room(shape.rows)?,
+            positions: room(shape.rows)?,
+            tables: room(shape.rows)?,
+            outputs: room(shape.outs)?,
+            blocks: room(slots.tables().len())?,
             program,
             vocab,
         };
@@ -104,15 +102,14 @@ impl Stepper {
             finished: Vec::with_capacity(sequences),
             running: false,
             next_ticket: 0,
-            spare: Vec::with_capacity(sequences),
         };
-        Stepper {
+        Ok(Stepper {
             queue: Mutex::new(queue),
             changed: Condvar::new(),
             engine: Mutex::new(engine),
             capacity: shape.rows,
             outs: shape.outs,
-        }
+        })
     }
 
     /// Rows of the largest step.
@@ -169,13 +166,12 @@ impl Stepper {
         }
         let mut open = lent.len();
         let mut outcome = Ok(());
-        let own = |ticket: u64| ticket.checked_sub(first).map(|at| at as usize).filter(|&at| at < lent.len());
-        let mut give_back = Vec::new();
-        std::mem::swap(&mut give_back, &mut queue.spare);
+        let count = lent.len();
+        let own = |ticket: u64| ticket.checked_sub(first).map(|at| at as usize).filter(|&at| at < count);
         loop {
             while let Some(at) = queue.finished.iter().position(|finished| own(finished.ticket).is_some()) {
                 let Finished { ticket, buffers, result } = queue.finished.swap_remove(at);
-                give_back.push((ticket, buffers));
+                *lent[(ticket - first) as usize].buffers = buffers;
                 outcome = outcome.and(result);
                 open -= 1;
             }
@@ -188,7 +184,7 @@ impl Stepper {
                     let before = open;
                     while let Some(at) = queue.waiting.iter().position(|request| own(request.ticket).is_some()) {
                         let Request { ticket, buffers, .. } = queue.waiting.remove(at);
-                        give_back.push((ticket, buffers));
+                        *lent[(ticket - first) as usize].buffers = buffers;
                         outcome = outcome.and(Err(stopped.into()));
                         open -= 1;
                     }
@@ -217,10 +213,6 @@ impl Stepper {
             std::mem::forget(leave);
             self.changed.notify_all();
         }
-        for (ticket, buffers) in give_back.drain(..) {
-            *lent[(ticket - first) as usize].buffers = buffers;
-        }
-        queue.spare = give_back;
         outcome
     }
 

@@ -51,7 +51,7 @@ const CONVERT_FROM: usize = 6;
 /// Rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
 const ROWS: usize = 96;
 /// The most features whose weights are converted together.
-const FEATURES: usize = 32;
+const FEATURES: usize = 16;
 /// Features whose converted weights stay in the first-level cache while all rows pass.
 const GROUP: usize = 8;
 /// Columns converted together.
@@ -242,7 +242,7 @@ unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// A piece of the weights as `f32`, and the accumulators of all products with it: 180 to 280 KiB of the stack.
+/// A piece of the weights as `f32`, and the accumulators of all products with it: 90 to 140 KiB of the stack.
 #[repr(C, align(64))]
 struct Room<V> {
     w: MaybeUninit<[[f32; COLS]; FEATURES]>,
