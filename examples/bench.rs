@@ -3,13 +3,14 @@
 //! As llama-bench defines them: prefill is `-p` tokens into an empty cache, decode `-n` single tokens after `-d`
 //! cached ones; a row of the vocabulary's tokens, nothing sampled.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
 use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession};
-use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
+use tenure_examples::cli::{ModelArgs, Refusal, memory, parsed, run};
 
 /// Measures a language model's speed.
 #[derive(Parser)]
@@ -92,7 +93,14 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     // One pass over the weights makes a token for every sequence.
     let per_token = weights / arguments.sequences as f64;
     let decode = summary(&decode, bounds.map(|bounds| per_token / bounds.read_bytes_per_s));
-    note(format_args!("prefill {} tokens/s, decode {} tokens/s\n", prefill["median"], decode["median"]));
+    if !arguments.json {
+        let mut out = std::io::stdout().lock();
+        for (name, speed) in [("prefill", &prefill), ("decode", &decode)] {
+            if let Some(median) = speed["median"].as_f64() {
+                writeln!(out, "{name} {median:.1} tokens/s")?;
+            }
+        }
+    }
     Ok(json!({
         "device": engine.device().backend().name(),
         "prefill_tokens_per_s": prefill,

@@ -280,20 +280,24 @@ fn an_answer_of_no_tokens_computes_the_prompt() {
 
 #[test]
 fn a_chat_prompt_begins_with_the_first_token_once() {
-    let mut bytes = std::fs::read(fixture("llama-blocks.gguf")).expect("a fixture");
-    let key = b"tokenizer.ggml.add_bos_token";
-    let at = bytes.windows(key.len()).position(|part| part == key).expect("the key") + key.len();
-    assert_eq!(bytes[at..at + 5], [7, 0, 0, 0, 0], "a boolean, false");
-    bytes[at + 4] = 1;
-    let path = std::env::temp_dir().join(format!("tenure-first-token-{}.gguf", std::process::id()));
-    std::fs::write(&path, bytes).expect("writable");
+    let file = std::fs::read(fixture("llama-blocks.gguf")).expect("a fixture");
+    let value = |key: &str| {
+        let place = file.windows(key.len()).position(|part| part == key.as_bytes());
+        place.expect("the key") + key.len() + size_of::<u32>()
+    };
     let engine = Engine::auto().expect("cpu");
-    let without = engine.load_text(fixture("llama-blocks.gguf")).expect("loads");
-    let with = engine.load_text(&path).expect("loads");
-    std::fs::remove_file(&path).expect("just written");
     let prompt = Prompt::User("hello".to_owned());
-    let bos = with.tokenizer().bos().expect("has one");
-    let mut wanted = vec![bos];
-    wanted.extend(without.tokens(&prompt).expect("renders"));
-    assert_eq!(with.tokens(&prompt).expect("renders"), wanted);
+    let plain = engine.load_text(fixture("llama-blocks.gguf")).expect("loads").tokens(&prompt).expect("renders");
+    // Its template begins with token 298. As the first token that is there already; token 5 is not.
+    for (bos, wanted) in [(298u32, plain.clone()), (5, [&[5], &plain[..]].concat())] {
+        let mut bytes = file.clone();
+        bytes[value("tokenizer.ggml.add_bos_token")] = 1;
+        bytes[value("tokenizer.ggml.bos_token_id")..][..4].copy_from_slice(&bos.to_le_bytes());
+        let path = std::env::temp_dir().join(format!("tenure-first-token-{}-{bos}.gguf", std::process::id()));
+        std::fs::write(&path, bytes).expect("writable");
+        let model = engine.load_text(&path).expect("loads");
+        std::fs::remove_file(&path).expect("just written");
+        assert!(model.tokenizer().adds_bos());
+        assert_eq!(model.tokens(&prompt).expect("renders"), wanted);
+    }
 }

@@ -18,7 +18,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None`: the best this processor has.
     pub isa: Option<Isa>,
-    /// Bytes of host memory that may be used; `None`: what [`host_memory`] says.
+    /// Bytes of host memory that may be used, the staging of loads included ([`Backend::overhead`]); `None`: what this
+    /// machine, or the control groups of the process, allow.
     pub budget: Option<ByteSize>,
 }
 

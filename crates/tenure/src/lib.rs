@@ -1,7 +1,7 @@
 //! Tenure: language models in one process under one memory budget.
 //!
 //! What it is: the facade over the workspace's crates. An [`Engine`] has a device and a budget; a plan says to the
-//! byte what a model takes; a [`ModelHandle`] is a loaded model; a [`TextSession`] is one conversation with it.
+//! byte what a model takes; a [`ModelHandle`] is a loaded model; a [`TextSession`] computes one sequence of it.
 //! What it is not: a server, or a downloader.
 //!
 //! Three types to know: [`Engine`], [`ModelHandle`], [`TextSession`].

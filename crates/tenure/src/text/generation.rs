@@ -114,7 +114,8 @@ impl<'s> Generation<'s> {
     ///
     /// # Errors
     /// When the deadline comes, somebody cancels, the step fails, or the logits are no numbers. The call may be
-    /// repeated; nothing is lost or made twice.
+    /// repeated; no token is lost or made twice. A step that a deadline ended is computed again from its beginning, so
+    /// deadlines should be longer than a step ([`TextOptions::batch`](crate::TextOptions::batch) rows of a prompt).
     pub fn next(&mut self, deadline: Deadline) -> Result<Option<Piece<'_>>, Error> {
         if self.finished.is_some() {
             return Ok(None);

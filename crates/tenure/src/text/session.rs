@@ -1,4 +1,4 @@
-//! One conversation with a loaded model.
+//! One sequence of a loaded model.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -15,7 +15,9 @@ use crate::text::load::Text;
 use crate::text::options::{GenerateOptions, Prompt};
 use crate::text::stepper::{Buffers, Lent};
 
-/// One sequence of a loaded model. `Send`, not `Sync`: it may move to another thread, and one thread at a time uses
+/// One sequence of a loaded model. It keeps the cache of what was computed last, not a conversation: each call of
+/// [`TextSession::generate`] gets the whole prompt ([`Prompt::Chat`] takes all messages so far), and what that shares
+/// with the last one is not computed again. `Send`, not `Sync`: it may move to another thread, and one thread at a time uses
 /// it. Sessions of one model may be used on several threads at once; their rows share passes over the weights.
 ///
 /// The compiler holds this:
