@@ -29,7 +29,7 @@ struct Arguments {
     /// Sequences decoded together.
     #[arg(long, default_value_t = 1)]
     sequences: usize,
-    /// Tokens cached before decoding begins.
+    /// Tokens cached before the measured ones.
     #[arg(short = 'd', long, default_value_t = 0)]
     depth: usize,
     /// Show what a step on a GPU is made of, on stderr, before anything is measured.
@@ -52,11 +52,10 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
         return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
     }
     let mut model_arguments = arguments.model.clone();
-    let (depth, decode) = (arguments.depth, arguments.decode);
-    let deep = depth
-        .checked_add(decode)
-        .ok_or_else(|| Refusal::new("BadParameter", format!("{depth} cached tokens and {decode} more are too many")))?;
-    let room = arguments.prompt.max(deep).max(1);
+    let (depth, more) = (arguments.depth, arguments.prompt.max(arguments.decode).max(1));
+    let room = depth
+        .checked_add(more)
+        .ok_or_else(|| Refusal::new("BadParameter", format!("{depth} cached tokens and {more} more are too many")))?;
     model_arguments.context = Some(model_arguments.context.unwrap_or(room).max(room));
     let engine = model_arguments.engine()?;
     let options = model_arguments.options(arguments.sequences, 1);
@@ -79,7 +78,7 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
         // The first round warms caches up and is not counted.
         let counted = repetition > 0;
         if arguments.prompt > 0 {
-            let speed = prefill_once(&mut sessions[0], &model, arguments.prompt, &stop)?;
+            let speed = prefill_once(&mut sessions[0], &model, arguments, &stop)?;
             prefill.extend(counted.then_some(speed));
         }
         if arguments.decode > 0 {
@@ -144,14 +143,30 @@ fn token(model: &ModelHandle<Text>, at: usize) -> u32 {
 fn prefill_once(
     session: &mut TextSession,
     model: &ModelHandle<Text>,
-    count: usize,
+    arguments: &Arguments,
     stop: &Stop,
 ) -> Result<f64, Refusal> {
-    let tokens: Vec<u32> = (0..count).map(|at| token(model, at)).collect();
-    session.truncate(0);
+    let tokens: Vec<u32> = (0..arguments.prompt).map(|at| token(model, at)).collect();
+    fill(session, model, arguments.depth, 0, stop)?;
     let begun = Instant::now();
     session.append(&tokens, stop)?;
-    Ok(count as f64 / begun.elapsed().as_secs_f64())
+    Ok(arguments.prompt as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Leaves `depth` tokens in the sequence; they are computed once and kept.
+fn fill(
+    session: &mut TextSession,
+    model: &ModelHandle<Text>,
+    depth: usize,
+    seed: usize,
+    stop: &Stop,
+) -> Result<(), Refusal> {
+    if session.truncate(depth) != depth {
+        session.truncate(0);
+        let tokens: Vec<u32> = (0..depth).map(|i| token(model, i.wrapping_mul(31).wrapping_add(seed))).collect();
+        session.append(&tokens, stop)?;
+    }
+    Ok(())
 }
 
 fn decode_once(
@@ -161,13 +176,7 @@ fn decode_once(
     stop: &Stop,
 ) -> Result<f64, Refusal> {
     for (at, session) in sessions.iter_mut().enumerate() {
-        // The cached beginning is computed once and kept.
-        if session.truncate(arguments.depth) != arguments.depth {
-            session.truncate(0);
-            let tokens: Vec<u32> =
-                (0..arguments.depth).map(|i| token(model, i.wrapping_mul(31).wrapping_add(at))).collect();
-            session.append(&tokens, stop)?;
-        }
+        fill(session, model, arguments.depth, at, stop)?;
     }
     let begun = Instant::now();
     for at in 0..arguments.decode {

@@ -1,21 +1,21 @@
 //! Metadata and tensors of a model file.
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Map, Value, json};
 use tenure::WeightStore;
 use tenure_examples::cli::{Refusal, parsed, run};
+use tenure_examples::hub;
 use tenure_weights::gguf;
 
 /// Shows what is in a GGUF or safetensors file.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The file; the first of several shards, an index, or a diffusers folder.
-    file: PathBuf,
+    /// The file; the first of several shards, an index, or a diffusers folder; or ORG/NAME[:FILE] in the hub's cache.
+    file: String,
     /// One JSON object on stdout.
     #[arg(long)]
     json: bool,
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
 const SHOWN: usize = 16;
 
 fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
-    let store = WeightStore::open(&arguments.file)?;
+    let path = hub::resolve(&arguments.file).map_err(|error| Refusal::new("NotFound", error))?;
+    let store = WeightStore::open(&path)?;
     let mut metadata = Map::new();
     for (key, value) in store.metadata().iter().flat_map(|meta| meta.iter()) {
         metadata.insert(key.to_owned(), of_value(&value));

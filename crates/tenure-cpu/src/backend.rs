@@ -119,11 +119,6 @@ unsafe impl Backend for Cpu {
     }
 }
 
-/// The memory of this machine, or of the control group this process is confined to.
-pub fn host_memory() -> ByteSize {
-    memory::physical().min(memory::group_limit())
-}
-
 /// Cores that do not share their arithmetic with another.
 fn physical_cores() -> usize {
     let logical = std::thread::available_parallelism().map_or(1, usize::from);

@@ -235,18 +235,11 @@ impl Keys<'_> {
 
     fn positive(&self, key: &str) -> Result<f32, ModelError> {
         let value = self.meta.f32(&self.key(key))?;
-        self.check_positive(key, value)
+        if value.is_finite() && value > 0.0 { Ok(value) } else { Err(self.bad(key, value)) }
     }
 
     fn positive_or(&self, key: &str, default: f32) -> Result<f32, ModelError> {
-        match self.opt_f32(key)? {
-            Some(value) => self.check_positive(key, value),
-            None => Ok(default),
-        }
-    }
-
-    fn check_positive(&self, key: &str, value: f32) -> Result<f32, ModelError> {
-        if value.is_finite() && value > 0.0 { Ok(value) } else { Err(self.bad(key, value)) }
+        if self.opt_f32(key)?.is_some() { self.positive(key) } else { Ok(default) }
     }
 
     /// Mixtures of experts share these architectures' names; they are not computed yet.
@@ -268,34 +261,34 @@ impl Keys<'_> {
             return Err(self.bad("rope.dimension_count", dims));
         }
         let base = self.positive_or("rope.freq_base", 10_000.0)?;
-        let scaling = self.meta.opt_str(&self.key("rope.scaling.type"))?.unwrap_or("none");
-        // Older files give the factor of linear scaling under this name and no type.
-        let old_factor = self.opt_f32("rope.scale_linear")?;
-        let (freq_scale, yarn) = match (scaling, old_factor) {
-            ("none", None) => match (architecture, self.opt_f32("rope.scaling.factor")?) {
-                (TextArchitecture::Gemma3, Some(_)) => (1.0 / self.positive("rope.scaling.factor")?, None),
-                _ => (1.0, None),
-            },
-            ("none", Some(_)) => (1.0 / self.positive("rope.scale_linear")?, None),
-            ("linear", _) => (1.0 / self.positive("rope.scaling.factor")?, None),
-            ("yarn", _) => {
-                let yarn = Yarn {
-                    original_context: self
-                        .opt_size("rope.scaling.original_context_length", u32::MAX as usize)?
-                        .unwrap_or(context),
-                    ext_factor: 1.0,
-                    attn_factor: self.positive_or("rope.scaling.attn_factor", 1.0)?,
-                    beta_fast: self.positive_or("rope.scaling.yarn_beta_fast", 32.0)?,
-                    beta_slow: self.positive_or("rope.scaling.yarn_beta_slow", 1.0)?,
-                };
-                (1.0 / self.positive("rope.scaling.factor")?, Some(yarn))
-            }
-            (other, _) => {
+        // Older files give the factor under another name. A factor without a type is linear.
+        let factor_key = match (self.opt_f32("rope.scaling.factor")?, self.opt_f32("rope.scale_linear")?) {
+            (None, Some(_)) => "rope.scale_linear",
+            (Some(_), _) | (None, None) => "rope.scaling.factor",
+        };
+        let scaling = self.meta.opt_str(&self.key("rope.scaling.type"))?;
+        let freq_scale = match scaling {
+            Some("none") => 1.0,
+            Some("linear" | "yarn") => 1.0 / self.positive(factor_key)?,
+            None => 1.0 / self.positive_or(factor_key, 1.0)?,
+            Some(other) => {
                 return Err(ModelError::UnsupportedFeature { what: "rope scaling", value: other.to_owned() });
             }
         };
+        let yarn = match scaling {
+            Some("yarn") => Some(Yarn {
+                original_context: self
+                    .opt_size("rope.scaling.original_context_length", u32::MAX as usize)?
+                    .unwrap_or(context),
+                ext_factor: 1.0,
+                attn_factor: self.positive_or("rope.scaling.attn_factor", 1.0)?,
+                beta_fast: self.positive_or("rope.scaling.yarn_beta_fast", 32.0)?,
+                beta_slow: self.positive_or("rope.scaling.yarn_beta_slow", 1.0)?,
+            }),
+            Some(_) | None => None,
+        };
         if !freq_scale.is_finite() || freq_scale <= 0.0 {
-            return Err(self.bad("rope.scaling.factor", 1.0 / freq_scale));
+            return Err(self.bad(factor_key, 1.0 / freq_scale));
         }
         let style = match architecture {
             TextArchitecture::Llama => RopeStyle::Adjacent,

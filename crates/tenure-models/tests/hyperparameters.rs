@@ -189,6 +189,11 @@ fn m06_rope() {
         bad_key(linear.clone().set(key, KvValue::F32(factor)), key);
     }
     class(linear, "MissingKey");
+    let scale = |model: Model| model.open().expect("a sound model").rope.freq_scale;
+    let halved = Model::new().set("llama.rope.scaling.factor", KvValue::F32(2.0));
+    assert_eq!(scale(halved.clone()), 0.5);
+    assert_eq!(scale(halved.set("llama.rope.scaling.type", KvValue::Str("none".into()))), 1.0);
+    assert_eq!(scale(Model::new().set("llama.rope.scale_linear", KvValue::F32(4.0))), 0.25);
     let strange = Model::new().set("llama.rope.scaling.type", KvValue::Str("spiral".into()));
     assert!(matches!(strange.refused(), ModelError::UnsupportedFeature { what: "rope scaling", .. }));
 }

@@ -104,9 +104,3 @@ pub(crate) fn physical() -> ByteSize {
     }
     ByteSize::new(u64::MAX)
 }
-
-/// What the control group of this process allows.
-pub(crate) fn group_limit() -> ByteSize {
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    limit.and_then(|text| text.trim().parse().ok()).map_or(ByteSize::new(u64::MAX), ByteSize::new)
-}

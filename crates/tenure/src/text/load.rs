@@ -205,30 +205,49 @@ impl TextPlan {
         })
     }
 
+    /// What would fit into the bytes that are free now.
     fn advice(&self, device: &Device) -> String {
         let free = device.report().free();
-        let fits = |options: &TextOptions| {
-            TextPlan::new(device, &self.store, options).is_ok_and(|plan| plan.footprint.total() <= free)
+        let taken =
+            |options: &TextOptions| TextPlan::new(device, &self.store, options).ok().map(|plan| plan.footprint.total());
+        let fits = |options: &TextOptions| taken(options).is_some_and(|bytes| bytes <= free);
+        let with_context = |options: &TextOptions, context| TextOptions { context: Some(context), ..options.clone() };
+        let longest = |options: &TextOptions| {
+            let (mut low, mut high) = (0, self.context);
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                if fits(&with_context(options, middle)) { low = middle } else { high = middle }
+            }
+            (low > 0).then_some(low)
         };
-        let with_context = |context| TextOptions { context: Some(context), ..self.options.clone() };
-        let (mut low, mut high) = (0, self.context);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(&with_context(middle)) { low = middle } else { high = middle }
-        }
+        let smaller = TextOptions { kv: KvType::Q8_0, ..self.options.clone() };
+        let fewer = TextOptions { sequences: 1, ..self.options.clone() };
+        // Not every head size has the smaller cache.
+        let least = TextOptions {
+            sequences: 1,
+            kv: if taken(&smaller).is_some() { KvType::Q8_0 } else { self.options.kv },
+            ..self.options.clone()
+        };
         let mut ways = Vec::new();
-        if low > 0 {
-            ways.push(format!("a context of {low} fits"));
+        if let Some(context) = longest(&self.options) {
+            ways.push(format!("a context of {context} fits"));
         }
-        if self.options.kv != KvType::Q8_0 && fits(&TextOptions { kv: KvType::Q8_0, ..self.options.clone() }) {
+        if self.options.kv != KvType::Q8_0 && fits(&smaller) {
             ways.push("a q8_0 KV cache fits".to_owned());
         }
-        if self.options.sequences > 1 && fits(&TextOptions { sequences: 1, ..self.options.clone() }) {
+        if self.options.sequences > 1 && fits(&fewer) {
             ways.push("one sequence fits".to_owned());
         }
+        if ways.is_empty()
+            && let Some(context) = longest(&least)
+        {
+            ways.push(format!("one sequence with a {:?} KV cache and a context of {context} fits", least.kv));
+        }
         if ways.is_empty() {
-            let weights = self.footprint.of(SegmentKind::Weights);
-            return format!("no context fits: the weights alone take {weights}; raise the budget or free other models");
+            let least = taken(&with_context(&least, 1)).unwrap_or(self.footprint.total());
+            return format!(
+                "even a context of 1 takes {least}, and {free} are free: raise the budget or free other models"
+            );
         }
         ways.join("; ")
     }

@@ -191,6 +191,10 @@ impl TextSession {
             }
             done += chunk.len();
         }
+        // The room of many rows is not kept.
+        let logits = &mut self.buffers.logits;
+        logits.drain(..logits.len().saturating_sub(vocab));
+        logits.shrink_to_fit();
         Ok(())
     }
 

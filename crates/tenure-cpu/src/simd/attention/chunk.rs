@@ -294,9 +294,7 @@ impl Work<'_> {
                             sums[i][p] = k[p].fma(x, sums[i][p]);
                         }
                     }
-                    if at == 0 {
-                        prefetch_line::<V, E>(next, d * KV_BLOCK);
-                    }
+                    prefetch_evenly::<V, E>(next, at * head_dim + d * P * V::N);
                 }
                 for i in 0..Q {
                     let scores = self.score(side.queries[i], block * KV_BLOCK + at);
@@ -522,9 +520,7 @@ impl Work<'_> {
                         sums[i][p] = v[p].fma(x, sums[i][p]);
                     }
                 }
-                if dim.is_multiple_of(KV_BLOCK) {
-                    prefetch_line::<V, E>(next, at);
-                }
+                prefetch_evenly::<V, E>(next, dim * KV_BLOCK + (slot + n) * P * V::N);
             }
             for i in 0..Q {
                 for p in 0..P {
@@ -535,17 +531,21 @@ impl Work<'_> {
     }
 }
 
-/// Fetches the 32 elements from number `at` on.
+/// Fetches a line of the next block when `done`, the elements of this one done so far, reach it: evenly, for more at
+/// once than the processor has under way would stall it.
 ///
 /// # Safety
 /// The processor has the instruction set of `V`.
 #[inline(always)]
-unsafe fn prefetch_line<V: Lanes, E: Element>(base: *const u8, at: usize) {
-    // SAFETY: a prefetch may point anywhere.
-    unsafe {
-        V::prefetch(base.wrapping_add(at * E::BYTES));
-        if E::BYTES == 4 {
-            V::prefetch(base.wrapping_add(at * E::BYTES + 64));
+unsafe fn prefetch_evenly<V: Lanes, E: Element>(next: *const u8, done: usize) {
+    const LINE: usize = 64;
+    if done.is_multiple_of(LINE / 2) {
+        // SAFETY: a prefetch may point anywhere.
+        unsafe {
+            V::prefetch(next.wrapping_add(done * E::BYTES));
+            if E::BYTES == 4 {
+                V::prefetch(next.wrapping_add(done * E::BYTES + LINE));
+            }
         }
     }
 }

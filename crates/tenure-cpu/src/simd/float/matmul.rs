@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use tenure_tensor::DType;
 
@@ -48,11 +49,13 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, o
 /// Rows from which on weights are converted once for all of them.
 const CONVERT_FROM: usize = 6;
 /// Rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
-const ROWS: usize = 48;
-/// Features whose weights are converted together.
-const FEATURES: usize = 8;
-/// Columns converted together: a piece and a few rows of `x` stay in the first-level cache.
-const COLS: usize = 512;
+const ROWS: usize = 96;
+/// The most features whose weights are converted together.
+const FEATURES: usize = 32;
+/// Features whose converted weights stay in the first-level cache while all rows pass.
+const GROUP: usize = 8;
+/// Columns converted together.
+const COLS: usize = 640;
 /// Features computed side by side.
 const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
@@ -239,11 +242,11 @@ unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// A piece of the weights as `f32`, and the accumulators of all products with it.
+/// A piece of the weights as `f32`, and the accumulators of all products with it: 180 to 280 KiB of the stack.
 #[repr(C, align(64))]
-struct Room {
+struct Room<V> {
     w: MaybeUninit<[[f32; COLS]; FEATURES]>,
-    sums: MaybeUninit<[[[f32; 16]; FEATURES]; ROWS]>,
+    sums: MaybeUninit<[[V; FEATURES]; ROWS]>,
 }
 
 /// All features for all rows, each piece of the weights converted once for `ROWS` rows.
@@ -252,17 +255,18 @@ struct Room {
 /// As for [`matmul`].
 #[inline(always)]
 unsafe fn converted<V: Lanes>(product: &Product) {
-    let mut room = Room { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
-    let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<f32>());
-    let side = if V::WIDE { 6 } else { 3 };
+    let mut room = Room::<V> { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
+    let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<V>());
     // Pieces of equal width: a narrow one would spend its time on loading and storing accumulators.
     let width = product.cols.div_ceil(product.cols.div_ceil(COLS)).next_multiple_of(16);
+    // Long rows do not stay in the cache as a whole: each piece of them is used for more features then.
+    let together = if product.cols > 2 * COLS { FEATURES } else { GROUP };
     let mut row = 0;
     while row < product.rows {
         let rows = ROWS.min(product.rows - row);
         let mut feature = 0;
         while feature < product.features {
-            let features = FEATURES.min(product.features - feature);
+            let features = together.min(product.features - feature);
             let mut col = 0;
             while col < product.cols {
                 let cols = width.min(product.cols - col);
@@ -277,40 +281,28 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                             Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
                         }
                     }
-                    let mut t = 0;
-                    while t < rows {
-                        let count = (rows - t).min(side);
-                        let piece =
-                            Piece { w, x: product.x(row + t).add(col), stride: product.cols, cols, first: col == 0 };
-                        let sums = sums.add(t * FEATURES * 16);
-                        match count {
-                            1 => tiles::<V, 1>(&piece, features, sums),
-                            2 => tiles::<V, 2>(&piece, features, sums),
-                            3 => tiles::<V, 3>(&piece, features, sums),
-                            4 if V::WIDE => tiles::<V, 4>(&piece, features, sums),
-                            5 if V::WIDE => tiles::<V, 5>(&piece, features, sums),
-                            _ if V::WIDE => tiles::<V, 6>(&piece, features, sums),
-                            _ => {}
-                        }
-                        t += count;
+                    let x = product.x(row).add(col);
+                    let piece = Piece { w, x, stride: product.cols, cols, sums, first: col == 0 };
+                    let mut first = 0;
+                    while first < features {
+                        rows_of_tiles::<V>(&piece, first..features.min(first + GROUP), rows);
+                        first += GROUP;
                     }
                 }
                 col += cols;
             }
             for t in 0..rows {
+                let mut f = 0;
                 // SAFETY: all tiles of the piece have stored their accumulators.
                 unsafe {
-                    let sums = sums.add(t * FEATURES * 16);
-                    if features == FEATURES {
-                        let mut eight = [V::splat(0.0); FEATURES];
-                        for f in 0..FEATURES {
-                            eight[f] = V::load(sums.add(f * 16));
-                        }
-                        V::store_sums(eight, product.place(row + t, feature));
-                    } else {
-                        for f in 0..features {
-                            product.place(row + t, feature + f).write(V::load(sums.add(f * 16)).sum());
-                        }
+                    let sums = sums.add(t * FEATURES);
+                    while f + 8 <= features {
+                        V::store_sums(sums.add(f).cast::<[V; 8]>().read(), product.place(row + t, feature + f));
+                        f += 8;
+                    }
+                    while f < features {
+                        product.place(row + t, feature + f).write(sums.add(f).read().sum());
+                        f += 1;
                     }
                 }
             }
@@ -340,47 +332,73 @@ unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize,
     }
 }
 
-/// Converted weights and the rows they are multiplied with.
-struct Piece {
+/// Converted weights, the rows they are multiplied with, and the accumulators of their products.
+struct Piece<V> {
     w: *const f32,
     x: *const f32,
     stride: usize,
     cols: usize,
+    sums: *mut V,
     /// Nothing was accumulated yet.
     first: bool,
 }
 
 /// # Safety
-/// `piece.x` has `T` rows, `sums` room for them.
+/// `piece.x` has `rows <= ROWS` rows; the features are below `FEATURES` and converted.
 #[inline(always)]
-unsafe fn tiles<V: Lanes, const T: usize>(piece: &Piece, features: usize, sums: *mut f32) {
-    let mut f = 0;
-    // SAFETY: the features are below `FEATURES`.
+unsafe fn rows_of_tiles<V: Lanes>(piece: &Piece<V>, features: Range<usize>, rows: usize) {
+    let side = if V::WIDE { 6 } else { 3 };
+    let mut t = 0;
+    while t < rows {
+        let count = (rows - t).min(side);
+        // SAFETY: so many rows are left.
+        unsafe {
+            match count {
+                1 => tiles::<V, 1>(piece, features.clone(), t),
+                2 => tiles::<V, 2>(piece, features.clone(), t),
+                3 => tiles::<V, 3>(piece, features.clone(), t),
+                4 if V::WIDE => tiles::<V, 4>(piece, features.clone(), t),
+                5 if V::WIDE => tiles::<V, 5>(piece, features.clone(), t),
+                _ if V::WIDE => tiles::<V, 6>(piece, features.clone(), t),
+                _ => {}
+            }
+        }
+        t += count;
+    }
+}
+
+/// # Safety
+/// As for [`rows_of_tiles`]; rows `row` to `row + T` are among them.
+#[inline(always)]
+unsafe fn tiles<V: Lanes, const T: usize>(piece: &Piece<V>, features: Range<usize>, row: usize) {
+    let mut f = features.start;
+    // SAFETY: the caller's contract.
     unsafe {
-        while f + SIDE <= features {
-            tile::<V, SIDE, T>(piece, f, sums);
+        while f + SIDE <= features.end {
+            tile::<V, SIDE, T>(piece, f, row);
             f += SIDE;
         }
-        while f < features {
-            tile::<V, 1, T>(piece, f, sums);
+        while f < features.end {
+            tile::<V, 1, T>(piece, f, row);
             f += 1;
         }
     }
 }
 
 /// # Safety
-/// As for [`tiles`]; `feature + R <= FEATURES`.
+/// As for [`tiles`], for the `R` features from `feature` on.
 #[inline(always)]
-unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece, feature: usize, kept: *mut f32) {
-    // SAFETY: the caller's contract; the accumulator of row `t` and feature `f` is at `(t * FEATURES + f) * 16`.
+unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, feature: usize, row: usize) {
+    // SAFETY: the caller's contract; the accumulator of row `t` and feature `f` is the one at `t * FEATURES + f`.
     unsafe {
         let w = piece.w.add(feature * COLS);
-        let kept = kept.add(feature * 16);
+        let rows = piece.x.add(row * piece.stride);
+        let kept = piece.sums.add(row * FEATURES + feature);
         let mut sums = [[V::splat(0.0); T]; R];
         if !piece.first {
             for r in 0..R {
                 for t in 0..T {
-                    sums[r][t] = V::load(kept.add((t * FEATURES + r) * 16));
+                    sums[r][t] = kept.add(t * FEATURES + r).read();
                 }
             }
         }
@@ -388,7 +406,7 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece, feature:
         while i + V::N <= piece.cols {
             let mut x = [V::splat(0.0); T];
             for t in 0..T {
-                x[t] = V::load(piece.x.add(t * piece.stride + i));
+                x[t] = V::load(rows.add(t * piece.stride + i));
             }
             for r in 0..R {
                 let w = V::load(w.add(r * COLS + i));
@@ -400,7 +418,7 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece, feature:
         }
         if i < piece.cols {
             for t in 0..T {
-                let x = V::load_part(piece.x.add(t * piece.stride + i), piece.cols - i);
+                let x = V::load_part(rows.add(t * piece.stride + i), piece.cols - i);
                 for r in 0..R {
                     sums[r][t] = V::load(w.add(r * COLS + i)).fma(x, sums[r][t]);
                 }
@@ -408,7 +426,7 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece, feature:
         }
         for r in 0..R {
             for t in 0..T {
-                sums[r][t].store(kept.add((t * FEATURES + r) * 16));
+                kept.add(t * FEATURES + r).write(sums[r][t]);
             }
         }
     }
