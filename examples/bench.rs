@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde_json::{Value, json};
 use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession};
-use tenure_examples::cli::{ModelArgs, Refusal, memory, parsed, run};
+use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
 
 /// Measures a language model's speed.
 #[derive(Parser)]
