@@ -194,9 +194,8 @@ struct Pair {
 impl Pair {
     fn open(caps: Caps) -> Option<Pair> {
         let gpu = Gpu::open(caps)?;
-        let cpu = CpuOptions { threads: Some(1), isa: Some(Isa::Portable), ..CpuOptions::default() };
         let poisoned: Arc<dyn Backend> = Arc::new(Poisoned::new(gpu.backend.clone()));
-        Some(Pair { gpu: Some(gpu), poisoned, cpu: Arc::new(Cpu::new(&cpu).expect("portable")) })
+        Some(Pair { gpu: Some(gpu), poisoned, cpu: portable() })
     }
 
     fn close(mut self) {
@@ -441,4 +440,41 @@ fn attention_over_several_sequences() {
         }
         pair.close();
     }
+}
+
+/// The CPU backend with its portable kernels.
+fn portable() -> Arc<dyn Backend> {
+    let options = CpuOptions { threads: Some(1), isa: Some(Isa::Portable), ..CpuOptions::default() };
+    Arc::new(Cpu::new(&options).expect("portable"))
+}
+
+#[test]
+fn rows_beyond_a_value_cannot_be_read() {
+    let mut file = File::default();
+    let table = file.put("table", DType::F32, Shape::from([VOCAB, 16]), &mut Random(7));
+    // More results may be asked for than the value they are of has rows.
+    let g = Graph::new(&file, StepShape { rows: 1, outs: 5000, context: 32 });
+    let x = g.embed(g.table("table", VOCAB, 16), 1.0);
+    let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
+    let mut program = bind(&portable(), &plan, &file, KvType::F32);
+    let outputs = [0; 5000];
+    let inputs = StepInputs { tokens: &[2], positions: &[0], tables: &[0], blocks: &[0; TABLES], outputs: &outputs };
+    program.run(&inputs, &[soon()]).expect("runs");
+    let mut row = [0.0; 16];
+    program.read(OutputId::Logits, 0, &mut row).expect("computed");
+    assert_eq!(row, table[32..48]);
+    for beyond in [1, 4999] {
+        assert!(program.read(OutputId::Logits, beyond, &mut row).is_err(), "row {beyond}");
+    }
+}
+
+#[test]
+fn weights_are_used_as_they_were_taken() {
+    let mut file = File::default();
+    file.put("w", DType::Q8_0, Shape::from([32, 32]), &mut Random(9));
+    let g = Graph::new(&file, StepShape { rows: 1, outs: 1, context: 32 });
+    let table = g.table("w", 32, 32);
+    let x = g.matmul(g.embed(table, 1.0), table, None);
+    let error = g.finish(&[(OutputId::Logits, x)]).expect_err("never taken as a matrix");
+    assert!(error.to_string().contains('w'), "{error}");
 }
