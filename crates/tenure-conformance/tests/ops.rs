@@ -11,7 +11,7 @@ use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{
     Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, Memory, Program, SegmentKind, StepInputs, Stop,
-    WeightPlace,
+    WEIGHT_ALIGN, WeightPlace,
 };
 use tenure_graph::{
     Activation, Graph, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
@@ -125,7 +125,7 @@ fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -
     let (mut footprint, mut offsets, mut end) = (Footprint::default(), Vec::new(), ByteSize::ZERO);
     for weight in plan.weights() {
         offsets.push(end.get());
-        end = (end + backend.weight_layout(weight).bytes).align_up(64);
+        end = (end + backend.weight_layout(weight).bytes).align_up(WEIGHT_ALIGN);
     }
     let of_kv = |&layer| backend.kv_block_bytes(layer, kv).expect("suits").times(blocks as u64);
     let cache: ByteSize = plan.kv_layers().iter().map(of_kv).sum();

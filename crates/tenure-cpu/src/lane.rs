@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
 use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, Stop, WeightPlace};
-use tenure_graph::{Plan, RopeAngles, WeightUse};
+use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::ByteSize;
 
-use crate::layout::{Layout, Scratch, is_panels, weight_layout};
+use crate::layout::{Layout, Scratch, is_panels};
 use crate::lower::lower;
 use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
 use crate::raw::load::{bring_in, divide};
@@ -37,7 +37,6 @@ impl Lane for CpuLane {
             if need > item.lease.bytes() {
                 return Err(DeviceError::WrongMemory { what: "weights", got: item.lease.bytes(), need }.into());
             }
-            aligned(item.weight, item.offset)?;
             segments.push(SegmentBytes::new(item.lease));
             divide(index, item, layout, &mut chunks);
         }
@@ -84,16 +83,12 @@ impl Lane for CpuLane {
             let bytes = layout.bytes(weight);
             weights.push(match place {
                 WeightPlace::Resident { lease, offset } => {
-                    aligned(weight, *offset)?;
                     enough("weights", lease.bytes(), ByteSize::new(*offset) + bytes)?;
                     held.push(lease.clone());
                     let base = Base::of(lease, *offset);
                     Weight::Resident { base, bytes: bytes.get() as usize, layout, cols, rows, dtype }
                 }
                 WeightPlace::Mapped(mapped) => {
-                    if !weight_layout(weight).mappable {
-                        return Err(DeviceError::WrongLayout { name: weight.spec.name.clone() });
-                    }
                     enough("mapped weights", ByteSize::of(mapped.bytes().len()), bytes)?;
                     Weight::Mapped { bytes: mapped.clone(), cols, rows, dtype }
                 }
@@ -122,9 +117,4 @@ impl Lane for CpuLane {
             _held: held,
         }))
     }
-}
-
-/// Weights begin at whole cache lines, which are also the widest vectors.
-fn aligned(weight: &WeightUse, offset: u64) -> Result<(), DeviceError> {
-    if offset.is_multiple_of(64) { Ok(()) } else { Err(DeviceError::WrongLayout { name: weight.spec.name.clone() }) }
 }

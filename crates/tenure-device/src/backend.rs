@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, WeightUse};
+use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Val, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
@@ -118,7 +118,7 @@ pub struct LoadItem<'a> {
     pub weight: &'a WeightUse,
     /// Where it goes.
     pub lease: &'a Lease,
-    /// Where in it, in bytes.
+    /// Where in it, in bytes; a multiple of [`WEIGHT_ALIGN`](crate::WEIGHT_ALIGN).
     pub offset: u64,
 }
 
@@ -254,6 +254,35 @@ impl StepInputs<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a row of an output may be read after a step with `outs` results, into `len` floats; the output's value.
+///
+/// # Errors
+/// [`RunError::BadInput`] when there is no such output or row, or its length is another.
+pub fn check_read(plan: &Plan, output: OutputId, row: usize, outs: usize, len: usize) -> Result<Val, RunError> {
+    let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
+    let val = plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
+    let value = plan.value(val);
+    // An output may be of the step's rows, of which there can be fewer than results asked for.
+    let rows = outs.min(plan.shape().capacity(value.rows));
+    if row >= rows {
+        return Err(bad("output row", row, rows));
+    }
+    if len != value.cols {
+        return Err(bad("output length", len, value.cols));
+    }
+    Ok(val)
+}
+
+/// Empties a list of the host and makes room in it for `len` elements.
+///
+/// # Errors
+/// [`DeviceError::HostOutOfMemory`].
+pub fn host_room<T>(list: &mut Vec<T>, len: usize) -> Result<(), DeviceError> {
+    list.clear();
+    let asked = ByteSize::of(len).times(size_of::<T>() as u64);
+    list.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked })
 }
 
 /// A device had no memory.

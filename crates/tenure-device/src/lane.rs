@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenure_graph::Plan;
+use tenure_graph::{Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
 use crate::backend::{DeviceError, Lane, Load, LoadError, Memory, WeightPlace};
@@ -10,6 +10,9 @@ use crate::deadline::Stop;
 use crate::device::Device;
 use crate::program::Program;
 use crate::segment::{InUse, Lease};
+
+/// What the place of a weight in its lease is a multiple of, in bytes: a cache line, and the widest vector register.
+pub const WEIGHT_ALIGN: u64 = 64;
 
 /// A queue of work on a device. It sees to it that memory is the device's own, that what is written is used by nobody
 /// else, and that what is read is not written meanwhile.
@@ -37,6 +40,7 @@ impl DeviceLane {
         let mut places = Vec::with_capacity(load.items.len());
         for item in load.items {
             self.own(item.lease, "weights")?;
+            aligned(item.weight, item.offset)?;
             let end = ByteSize::new(item.offset) + self.device.backend().weight_layout(item.weight).bytes;
             places.push((item.lease.id(), item.offset, end.get(), item.lease));
         }
@@ -69,10 +73,15 @@ impl DeviceLane {
             self.own(lease, what)?;
             held.push(lease.write().ok_or(DeviceError::InUse { what })?);
         }
-        for place in &memory.weights {
-            if let WeightPlace::Resident { lease, .. } = place {
-                self.own(lease, "weights")?;
-                held.push(lease.read().ok_or(DeviceError::InUse { what: "weights" })?);
+        for (weight, place) in plan.weights().iter().zip(&memory.weights) {
+            match place {
+                WeightPlace::Resident { lease, offset } => {
+                    self.own(lease, "weights")?;
+                    aligned(weight, *offset)?;
+                    held.push(lease.read().ok_or(DeviceError::InUse { what: "weights" })?);
+                }
+                WeightPlace::Mapped(_) if self.device.backend().weight_layout(weight).mappable => {}
+                WeightPlace::Mapped(_) => return Err(DeviceError::WrongLayout { name: weight.spec.name.clone() }),
             }
         }
         // SAFETY: the leases are this backend's; `held` keeps what is written to this program alone, and what is read
@@ -83,5 +92,13 @@ impl DeviceLane {
 
     fn own(&self, lease: &Lease, what: &'static str) -> Result<(), DeviceError> {
         if lease.belongs_to(self.device.backend()) { Ok(()) } else { Err(DeviceError::ForeignLease { what }) }
+    }
+}
+
+fn aligned(weight: &WeightUse, offset: u64) -> Result<(), DeviceError> {
+    if offset.is_multiple_of(WEIGHT_ALIGN) {
+        Ok(())
+    } else {
+        Err(DeviceError::WrongLayout { name: weight.spec.name.clone() })
     }
 }

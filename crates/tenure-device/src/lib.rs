@@ -26,11 +26,11 @@ mod segment;
 
 pub use backend::{
     AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn,
-    RunError, SourceError, StepInputs, WeightLayout, WeightPlace,
+    RunError, SourceError, StepInputs, WeightLayout, WeightPlace, check_read, host_room,
 };
 pub use deadline::{Cancel, Deadline, Stop, Stopped, check_all};
 pub use device::{CarveError, Device, Footprint, Reservation};
-pub use lane::DeviceLane;
+pub use lane::{DeviceLane, WEIGHT_ALIGN};
 pub use ledger::{BudgetError, Holder, Report};
 pub use program::Program;
 pub use segment::{Lease, RawSegment, SegmentKind};

@@ -299,15 +299,11 @@ impl Keys<'_> {
 
     fn sliding(&self, rope: &RopeSpec) -> Result<Option<Sliding>, ModelError> {
         // 0 says that there is none.
-        if self.meta.opt_u32(&self.key("attention.sliding_window"))? == Some(0) {
-            return Ok(None);
-        }
-        let Some(window) = self.opt_size("attention.sliding_window", u32::MAX as usize)? else {
-            return Ok(None);
-        };
+        let window = self.meta.opt_u32(&self.key("attention.sliding_window"))?;
+        let Some(window) = window.filter(|&window| window > 0) else { return Ok(None) };
         let period = self.opt_size("attention.sliding_window_pattern", MAX_LAYERS)?.unwrap_or(6);
         let base = self.positive_or("rope.freq_base_swa", 10_000.0)?;
         let rope = RopeSpec { base, freq_scale: 1.0, yarn: None, ..rope.clone() };
-        Ok(Some(Sliding { window, period, rope }))
+        Ok(Some(Sliding { window: window as usize, period, rope }))
     }
 }

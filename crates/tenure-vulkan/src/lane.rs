@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, WeightPlace};
+use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, WeightPlace, host_room};
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
@@ -71,8 +71,10 @@ impl VulkanLane {
             for first in (0..weight.rows()).step_by(step) {
                 stop.check()?;
                 let rows = step.min(weight.rows() - first);
-                room(&mut file, rows * file_row)?;
-                room(&mut laid, rows * row)?;
+                for (buffer, len) in [(&mut file, rows * file_row), (&mut laid, rows * row)] {
+                    host_room(buffer, len)?;
+                    buffer.resize(len, 0);
+                }
                 (load.read)(index, (first * file_row) as u64, &mut file)
                     .map_err(|error| LoadError::Source { name: weight.spec.name.clone(), error })?;
                 if weight.is_vector() {
@@ -247,12 +249,4 @@ impl Buffers {
             self.0.len() - 1
         })
     }
-}
-
-/// Makes a buffer of the host `len` long.
-fn room(buffer: &mut Vec<u8>, len: usize) -> Result<(), DeviceError> {
-    let more = len.saturating_sub(buffer.len());
-    buffer.try_reserve_exact(more).map_err(|_| DeviceError::HostOutOfMemory { asked: ByteSize::of(len) })?;
-    buffer.resize(len, 0);
-    Ok(())
 }

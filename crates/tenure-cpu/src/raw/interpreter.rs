@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop, check_all};
+use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop, check_all, check_read};
 use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Rows, Val, WeightId};
 use tenure_tensor::{DType, codec};
 
@@ -102,18 +102,7 @@ impl Exec for Interpreter {
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
-        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
-        let val = self.plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
-        let value = self.plan.value(val);
-        // An output may be of the step's rows, of which there can be fewer than results asked for.
-        let rows = self.out_rows.min(self.plan.shape().capacity(value.rows));
-        if row >= rows {
-            return Err(bad("output row", row, rows));
-        }
-        let cols = value.cols;
-        if into.len() != cols {
-            return Err(bad("output length", into.len(), cols));
-        }
+        let val = check_read(&self.plan, output, row, self.out_rows, into.len())?;
         // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
         into.copy_from_slice(unsafe { self.row(val, row) });
         Ok(())

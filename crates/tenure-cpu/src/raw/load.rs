@@ -1,6 +1,6 @@
 //! From the bytes of a file to a weight's layout.
 
-use tenure_device::{DeviceError, Load, LoadError, LoadItem};
+use tenure_device::{Load, LoadError, LoadItem, host_room};
 use tenure_tensor::{ByteSize, codec};
 
 use crate::layout::Layout;
@@ -48,7 +48,8 @@ pub(crate) fn bring_in(
         // promised; nobody else uses the lease while the load runs.
         Layout::Raw => read(unsafe { segment.range(offset + from, len) })?,
         Layout::Vector => {
-            room(staging, len)?;
+            host_room(staging, len)?;
+            staging.resize(len, 0);
             read(staging)?;
             // SAFETY: as above.
             let bytes = unsafe { segment.range(offset, cols * size_of::<f32>()) };
@@ -58,7 +59,8 @@ pub(crate) fn bring_in(
             }
         }
         Layout::Panels => {
-            room(staging, len)?;
+            host_room(staging, len)?;
+            staging.resize(len, 0);
             read(staging)?;
             let panel = panels::panel_bytes(dtype, cols).unwrap_or(0);
             let first = chunk.first_row / panels::ROWS;
@@ -71,12 +73,5 @@ pub(crate) fn bring_in(
         }
     }
     (load.progress)(ByteSize::of(len));
-    Ok(())
-}
-
-fn room(staging: &mut Vec<u8>, len: usize) -> Result<(), DeviceError> {
-    staging.clear();
-    staging.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked: ByteSize::of(len) })?;
-    staging.resize(len, 0);
     Ok(())
 }

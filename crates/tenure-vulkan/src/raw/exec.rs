@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
-use tenure_device::{DeviceError, Exec, RunError, StepInputs, Stop, check_all};
+use tenure_device::{DeviceError, Exec, RunError, StepInputs, Stop, check_all, check_read};
 use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
@@ -144,23 +144,13 @@ impl Exec for VulkanExec {
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
-        let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
-        let place = plan.outputs().iter().position(|(other, _)| *other == output);
-        let place = place.ok_or_else(|| bad("output", 0, 0))?;
-        let value = plan.value(plan.outputs()[place].1);
-        // An output may be of the step's rows, of which there can be fewer than results asked for.
-        let rows = self.out_rows.min(plan.shape().capacity(value.rows));
-        if row >= rows {
-            return Err(bad("output row", row, rows));
-        }
-        let cols = value.cols;
-        if into.len() != cols {
-            return Err(bad("output length", into.len(), cols));
-        }
-        let at = exchange.outputs[place] + row as u64 * cols as u64 * WORD;
+        check_read(plan, output, row, self.out_rows, into.len())?;
+        let place = plan.outputs().iter().position(|(other, _)| *other == output).unwrap_or_default();
+        let cols = into.len() as u64;
+        let at = exchange.outputs[place] + row as u64 * cols * WORD;
         // SAFETY: the last step has ended (`out_rows` is zero otherwise), so nothing writes its outputs.
-        let words = unsafe { exchange_buffer.words(at, cols as u64) };
+        let words = unsafe { exchange_buffer.words(at, cols) };
         let Some(words) = words else { return Err(self.parts.unmapped()) };
         for (into, &word) in into.iter_mut().zip(&*words) {
             *into = f32::from_bits(word);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{
     CarveError, Device, DeviceError, Footprint, HostBytes, KvPlace, Lease, Load, LoadItem, Memory, Reservation,
-    SegmentKind, SourceError, Stop, WeightPlace,
+    SegmentKind, SourceError, Stop, WEIGHT_ALIGN, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
 use tenure_models::TextConfig;
@@ -76,8 +76,6 @@ pub struct Component {
 
 /// Positions by default, where the model allows more.
 const DEFAULT_CONTEXT: usize = 4096;
-/// Alignment of a weight in its segment: a cache line, and the widest vector register.
-const WEIGHT_ALIGN: u64 = 64;
 
 impl sealed::Family for Text {
     type Options = TextOptions;

@@ -1,8 +1,7 @@
 //! Sequences and their KV blocks: who holds which block, and what is cached in it.
 
-use tenure_device::DeviceError;
+use tenure_device::{DeviceError, host_room};
 use tenure_graph::KV_BLOCK;
-use tenure_tensor::ByteSize;
 
 /// The KV blocks of a model, shared out to a fixed number of sequences.
 ///
@@ -154,8 +153,7 @@ impl Slots {
 /// An empty list with room for `len` numbers.
 pub(crate) fn room(len: usize) -> Result<Vec<u32>, DeviceError> {
     let mut list = Vec::new();
-    let asked = ByteSize::of(len).times(size_of::<u32>() as u64);
-    list.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked })?;
+    host_room(&mut list, len)?;
     Ok(list)
 }
 
