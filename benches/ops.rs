@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::simd::float::{self, Out};
-use tenure_cpu::simd::panels::{self, Act};
+use tenure_cpu::simd::panels::{self, Act, Acts, Words};
 use tenure_tensor::DType;
 
 const BLOCKS: [DType; 13] = [
@@ -62,7 +62,7 @@ fn products(c: &mut Criterion) {
                     // SAFETY: `result` has `rows` rows of `FEATURES` floats.
                     unsafe {
                         match panels::panel_bytes(dtype, COLS) {
-                            Some(_) => panels::matmul(isa, dtype, &weights, COLS, &acts, out),
+                            Some(_) => panels::matmul(isa, dtype, &weights, COLS, acts.of(), out),
                             None => float::matmul(isa, dtype, &weights, &x, COLS, out),
                         }
                     }
@@ -73,7 +73,7 @@ fn products(c: &mut Criterion) {
     }
 }
 
-/// One row with more weights than caches hold, as in decoding.
+/// One row, and eight, with more weights than caches hold, as in decoding.
 fn streams(c: &mut Criterion) {
     const STREAM: usize = 96 << 20;
     let isa = Isa::best();
@@ -87,25 +87,41 @@ fn streams(c: &mut Criterion) {
         let aligned = room.as_ptr().align_offset(64);
         let packed = &mut room[aligned..aligned + STREAM / panel * panel];
         packed.chunks_exact_mut(panel).for_each(|panel| panels::pack(dtype, COLS, &file, panel));
-        let acts = quantized(isa, &(0..COLS).map(|i| (i % 61) as f32 - 30.0).collect::<Vec<f32>>());
         let features = packed.len() / panel * panels::ROWS;
-        let mut result = vec![0.0f32; features];
         group.throughput(Throughput::Bytes(packed.len() as u64));
-        group.bench_function(BenchmarkId::from_parameter(dtype), |b| {
-            b.iter(|| {
-                let out = Out { base: result.as_mut_ptr(), stride: features, features };
-                // SAFETY: `result` has one row of `features` floats.
-                unsafe { panels::matmul(isa, dtype, packed, COLS, &acts, out) };
+        for rows in [1, 8] {
+            let acts = quantized(isa, &(0..COLS * rows).map(|i| (i % 61) as f32 - 30.0).collect::<Vec<f32>>());
+            let mut result = vec![0.0f32; rows * features];
+            group.bench_function(BenchmarkId::new(dtype.to_string(), rows), |b| {
+                b.iter(|| {
+                    let out = Out { base: result.as_mut_ptr(), stride: features, features };
+                    // SAFETY: `result` has `rows` rows of `features` floats.
+                    unsafe { panels::matmul(isa, dtype, packed, COLS, acts.of(), out) };
+                });
             });
-        });
+        }
     }
     group.finish();
 }
 
-fn quantized(isa: Isa, x: &[f32]) -> Vec<Act> {
-    let mut acts = vec![bytemuck::Zeroable::zeroed(); x.len() / panels::BLOCK];
-    panels::quantize(isa, x, &mut acts);
-    acts
+/// Quantised rows.
+struct Quantized {
+    acts: Vec<Act>,
+    words: Vec<Words>,
+}
+
+impl Quantized {
+    fn of(&self) -> Acts<'_> {
+        Acts { blocks: &self.acts, words: &self.words }
+    }
+}
+
+fn quantized(isa: Isa, x: &[f32]) -> Quantized {
+    let blocks = x.len() / panels::BLOCK;
+    let mut acts = vec![bytemuck::Zeroable::zeroed(); blocks];
+    let mut words = vec![bytemuck::Zeroable::zeroed(); blocks];
+    panels::quantize(isa, x, &mut acts, &mut words);
+    Quantized { acts, words }
 }
 
 fn rows(c: &mut Criterion) {
@@ -113,8 +129,8 @@ fn rows(c: &mut Criterion) {
     let x: Vec<f32> = (0..COLS).map(|i| (i % 61) as f32 - 30.0).collect();
     let mut group = c.benchmark_group("row");
     group.throughput(Throughput::Elements(COLS as u64));
-    let mut acts: Vec<Act> = vec![bytemuck::Zeroable::zeroed(); COLS / panels::BLOCK];
-    group.bench_function("quantize", |b| b.iter(|| panels::quantize(isa, &x, &mut acts)));
+    let Quantized { mut acts, mut words } = quantized(isa, &x);
+    group.bench_function("quantize", |b| b.iter(|| panels::quantize(isa, &x, &mut acts, &mut words)));
     let mut out = vec![0.0; COLS];
     group.bench_function("rms_norm", |b| b.iter(|| float::rms_norm(isa, &x, Some(&x), 1e-5, &mut out)));
     group.finish();

@@ -53,6 +53,10 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         writeln!(out, "{:16} {:>15}  {total}", "total", total.get())?;
         writeln!(out, "{:16} {:>15}  {budget}", "budget", budget.get())?;
         let (context, sequences) = (plan.context(), arguments.sequences);
+        match plan.unused_tensors() {
+            0 => {}
+            unused => writeln!(out, "warning: the model does not use {unused} tensors of its file")?,
+        }
         match &advice {
             None => writeln!(out, "fits, with a context of {context} for each of {sequences} sequences")?,
             Some(advice) => writeln!(out, "does not fit: {advice}")?,
@@ -72,6 +76,7 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         "total_bytes": total.get(),
         "budget_bytes": budget.get(),
         "free_bytes": report.free().get(),
+        "unused_tensors": plan.unused_tensors(),
         "context": plan.context(),
         "sequences": arguments.sequences,
         "fits": fits,

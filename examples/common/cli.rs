@@ -159,6 +159,9 @@ pub struct ModelArgs {
     /// Read all weights instead of mapping those that need no repacking.
     #[arg(long)]
     pub no_mmap: bool,
+    /// Check what every layer gives, and name the first that gives an infinity or no number.
+    #[arg(long)]
+    pub check_activations: bool,
 }
 
 /// Element types of the KV cache.
@@ -202,6 +205,7 @@ impl ModelArgs {
             batch: self.batch,
             logit_rows,
             access: if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped },
+            check_activations: self.check_activations,
         }
     }
 
@@ -267,6 +271,10 @@ impl ModelArgs {
     ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
         let plan = self.plan(engine, options, cancel)?;
         let planned = plan.footprint().total();
+        match plan.unused_tensors() {
+            0 => {}
+            unused => note(format_args!("warning: the model does not use {unused} tensors of its file\n")),
+        }
         let mut load = LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() };
         let bar = crate::progress::bytes("loading");
         let shown = bar.clone();

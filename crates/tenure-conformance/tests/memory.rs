@@ -24,7 +24,15 @@ fn planned_bytes_are_allocated_bytes() {
                 (WeightAccess::Staged, 3, 5, 33),
                 (WeightAccess::Mapped, 2, 512, 1),
             ] {
-                let options = TextOptions { context: Some(context), sequences, kv, batch, logit_rows: 4, access };
+                let options = TextOptions {
+                    context: Some(context),
+                    sequences,
+                    kv,
+                    batch,
+                    logit_rows: 4,
+                    access,
+                    ..TextOptions::default()
+                };
                 let plan = match engine.plan::<Text>(&store, &options) {
                     Ok(plan) => plan,
                     Err(error) => {

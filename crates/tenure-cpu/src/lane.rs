@@ -1,15 +1,15 @@
 //! Loading weights and binding plans.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use rayon::prelude::*;
-use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, Stop, WeightPlace};
+use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, StepRows, Stop, WeightPlace};
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::ByteSize;
 
 use crate::layout::{Layout, Scratch, is_panels};
 use crate::lower::lower;
+use crate::raw::claims::Claims;
 use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
 use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
@@ -109,9 +109,9 @@ impl Lane for CpuLane {
             scratch_base: Base::of(lent, 0),
             scratch,
             kv: Kv { base: Base::of(&memory.kv.lease, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
-            claims: lowered.phases.iter().map(|_| AtomicUsize::new(0)).collect(),
+            claims: lowered.phases.iter().map(|_| Claims::new(self.team.count())).collect(),
             written: Vec::with_capacity(plan.shape().rows),
-            out_rows: 0,
+            last: StepRows::default(),
             lowered,
             plan,
             _held: held,

@@ -66,6 +66,8 @@ pub(crate) struct Scratch {
     pub(crate) ropes: Vec<(usize, usize)>,
     /// Quantised rows.
     pub(crate) quantized: usize,
+    /// The same in 16 bits.
+    pub(crate) words: usize,
     /// Each member's own room for attention.
     pub(crate) attention: usize,
     /// Bytes of one member's room.
@@ -92,10 +94,8 @@ impl Scratch {
         };
         let ropes =
             lowered.ropes.iter().map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims)).collect();
-        let quantized = match lowered.quantized_cols {
-            0 => 0,
-            cols => take(panels::act_bytes(lowered.quantized_rows, cols)),
-        };
+        let quantized_bytes = panels::act_bytes(lowered.quantized_rows, lowered.quantized_cols);
+        let (quantized, words) = (take(quantized_bytes), take(quantized_bytes));
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(attention::CHUNK);
@@ -110,6 +110,16 @@ impl Scratch {
         let attention_bytes = attention_bytes.next_multiple_of(64);
         let attention_at = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch { ropes, quantized, attention: attention_at, attention_bytes, partials, chunks, split_rows, bytes: end }
+        Scratch {
+            ropes,
+            quantized,
+            words,
+            attention: attention_at,
+            attention_bytes,
+            partials,
+            chunks,
+            split_rows,
+            bytes: end,
+        }
     }
 }

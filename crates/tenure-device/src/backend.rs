@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Val, WeightUse};
+use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, Val, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
@@ -204,7 +204,31 @@ pub struct StepInputs<'a> {
     pub outputs: &'a [u32],
 }
 
+/// Rows of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepRows {
+    /// All of them.
+    pub step: usize,
+    /// Those whose results are wanted.
+    pub out: usize,
+}
+
+impl StepRows {
+    /// How many rows of a kind there are.
+    pub const fn of(self, rows: Rows) -> usize {
+        match rows {
+            Rows::Step => self.step,
+            Rows::Out => self.out,
+        }
+    }
+}
+
 impl StepInputs<'_> {
+    /// How many rows it has.
+    pub const fn rows(&self) -> StepRows {
+        StepRows { step: self.tokens.len(), out: self.outputs.len() }
+    }
+
     /// Checks that every index of the step lies inside the bounds of `plan` and a cache of `kv_blocks` blocks, and that
     /// no two rows write the same position. `written` is room for that: with a capacity of the plan's rows, nothing is
     /// allocated.
@@ -256,16 +280,15 @@ impl StepInputs<'_> {
     }
 }
 
-/// Whether a row of an output may be read after a step with `outs` results, into `len` floats; the output's value.
+/// Whether a row of an output may be read after a step of so many rows, into `len` floats; the output's value.
 ///
 /// # Errors
 /// [`RunError::BadInput`] when there is no such output or row, or its length is another.
-pub fn check_read(plan: &Plan, output: OutputId, row: usize, outs: usize, len: usize) -> Result<Val, RunError> {
+pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len: usize) -> Result<Val, RunError> {
     let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
     let val = plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
     let value = plan.value(val);
-    // An output may be of the step's rows, of which there can be fewer than results asked for.
-    let rows = outs.min(plan.shape().capacity(value.rows));
+    let rows = step.of(value.rows);
     if row >= rows {
         return Err(bad("output row", row, rows));
     }
@@ -426,6 +449,12 @@ pub enum RunError {
         got: u64,
         /// What it must stay below (or equal, for lengths).
         bound: u64,
+    },
+    /// A step that is checked layer by layer gave an infinity, or no number: damaged weights, as a rule.
+    #[error("layer {layer} gave numbers that are infinite or none")]
+    NonFiniteActivation {
+        /// The first such layer.
+        layer: usize,
     },
     /// The device is gone, with everything on it; it must be opened anew.
     #[error("{device} was lost")]

@@ -26,7 +26,7 @@ mod segment;
 
 pub use backend::{
     AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn,
-    RunError, SourceError, StepInputs, WeightLayout, WeightPlace, check_read, host_room,
+    RunError, SourceError, StepInputs, StepRows, WeightLayout, WeightPlace, check_read, host_room,
 };
 pub use deadline::{Cancel, Deadline, Stop, Stopped, check_all};
 pub use device::{CarveError, Device, Footprint, Reservation};

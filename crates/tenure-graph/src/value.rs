@@ -56,6 +56,8 @@ impl StepShape {
 pub enum OutputId {
     /// `[out, vocab]`: one row of logits per requested row.
     Logits,
+    /// `[step, width]`, of the last layer `[out, width]`: what a layer hands to the next.
+    Layer(u32),
 }
 
 /// A weight a plan reads, and how.

@@ -1,5 +1,7 @@
 //! What the decoder-only architectures share: names of tensors, and the parts of a layer.
 
+use std::cell::RefCell;
+
 use tenure_graph::{Activation, Graph, KvLayerId, RopeSpec, Val};
 
 use crate::config::TextConfig;
@@ -8,6 +10,8 @@ use crate::config::TextConfig;
 pub(crate) struct Decoder<'g, 'c> {
     pub(crate) g: &'g Graph<'c>,
     pub(crate) config: &'g TextConfig,
+    /// What each layer gave.
+    pub(crate) layers: RefCell<Vec<Val>>,
 }
 
 /// One layer being recorded.
@@ -40,7 +44,7 @@ pub(crate) fn pre_norm_layers(m: &Decoder<'_, '_>, spec: &AttentionSpec<'_>) -> 
         }
         x = m.g.add(y, x);
         let y = layer.feed_forward(layer.rms_norm(x, "ffn_norm.weight"), Activation::Silu);
-        x = m.g.add(y, x);
+        x = layer.ends(m.g.add(y, x));
     }
     m.logits(x)
 }
@@ -91,6 +95,12 @@ impl Layer<'_, '_, '_> {
         self.decoder.rms_norm(x, &self.name(name))
     }
 
+    /// `x` is what the layer gives.
+    pub(crate) fn ends(&self, x: Val) -> Val {
+        self.decoder.layers.borrow_mut().push(x);
+        x
+    }
+
     /// `x @ w^T`, plus the bias if there must be one or the file has one.
     fn linear(&self, x: Val, name: &str, n: usize, k: usize, must_bias: bool) -> Val {
         let g = self.decoder.g;
@@ -101,7 +111,7 @@ impl Layer<'_, '_, '_> {
 
     /// Self-attention over normed `x`.
     pub(crate) fn attention(&self, x: Val, spec: &AttentionSpec<'_>) -> Val {
-        let Decoder { g, config } = self.decoder;
+        let Decoder { g, config, .. } = self.decoder;
         let (heads, head_dim, kv_heads) = (config.heads, config.head_dim, config.kv_heads[self.index]);
         let mut q = self.linear(x, "attn_q", heads * head_dim, config.width, spec.qkv_bias);
         let mut k = self.linear(x, "attn_k", kv_heads * head_dim, config.width, spec.qkv_bias);
@@ -119,7 +129,7 @@ impl Layer<'_, '_, '_> {
 
     /// The gated feed-forward block over normed `x`.
     pub(crate) fn feed_forward(&self, x: Val, activation: Activation) -> Val {
-        let Decoder { g, config } = self.decoder;
+        let Decoder { g, config, .. } = self.decoder;
         let ffn = config.ffn[self.index];
         let gate = self.linear(x, "ffn_gate", ffn, config.width, false);
         let up = self.linear(x, "ffn_up", ffn, config.width, false);
@@ -127,7 +137,7 @@ impl Layer<'_, '_, '_> {
     }
 
     fn head_norm(&self, x: Val, name: &str) -> Val {
-        let Decoder { g, config } = self.decoder;
+        let Decoder { g, config, .. } = self.decoder;
         g.rms_norm(x, g.vector(&self.name(name), config.head_dim), config.rms_eps)
     }
 }

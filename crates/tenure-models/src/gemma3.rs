@@ -28,7 +28,7 @@ pub(crate) fn record(m: &Decoder<'_, '_>) -> Val {
         }
         x = m.g.add(layer.rms_norm(y, "post_attention_norm.weight"), x);
         let y = layer.feed_forward(layer.rms_norm(x, "ffn_norm.weight"), Activation::GeluTanh);
-        x = m.g.add(layer.rms_norm(y, "post_ffw_norm.weight"), x);
+        x = layer.ends(m.g.add(layer.rms_norm(y, "post_ffw_norm.weight"), x));
     }
     m.logits(x)
 }

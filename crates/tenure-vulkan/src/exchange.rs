@@ -1,7 +1,7 @@
 //! What host and device exchange: the inputs of a step, twice, the turns of ropes, and the outputs.
 
 use tenure_device::StepInputs;
-use tenure_graph::{Plan, Rows};
+use tenure_graph::Plan;
 
 use crate::layout::WORD;
 use crate::lower::{Dispatch, Many, ropes, turns_bytes};
@@ -120,10 +120,7 @@ impl Writer {
         bounds[..header.len()].copy_from_slice(&header);
 
         for (dispatch, counts) in dispatches.iter().zip(counts.as_chunks_mut().0) {
-            let rows = match dispatch.grid.rows {
-                Rows::Step => rows,
-                Rows::Out => outs,
-            };
+            let rows = step.rows().of(dispatch.grid.rows);
             *counts = dispatch.grid.groups(dispatch.kernel_for(many).tile(), rows);
         }
 

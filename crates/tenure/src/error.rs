@@ -127,8 +127,9 @@ impl Error {
             Cause::Run(RunError::BadInput { .. }) | Cause::Vulkan(VulkanError::UnknownDevice { .. }) => {
                 ErrorKind::BadParameter
             }
+            Cause::Run(RunError::NonFiniteActivation { .. })
+            | Cause::Sampling(SamplingError::NonFiniteLogits { .. }) => ErrorKind::NonFinite,
             Cause::Load { .. } | Cause::Run(_) | Cause::Vulkan(_) => ErrorKind::Device,
-            Cause::Sampling(SamplingError::NonFiniteLogits { .. }) => ErrorKind::NonFinite,
             Cause::Sampling(_)
             | Cause::Encode(_)
             | Cause::EmptyPrompt

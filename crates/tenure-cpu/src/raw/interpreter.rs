@@ -8,12 +8,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, Stop, check_all, check_read};
-use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Rows, Val, WeightId};
+use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, StepRows, Stop, check_all, check_read};
+use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
 use tenure_tensor::{DType, codec};
 
 use crate::layout::{Layout, Scratch};
 use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
+use crate::raw::claims::Claims;
 use crate::raw::team::{Broken, Member, Team};
 use crate::simd::attention::{self, HeadsOut, KvView, Queries, Scoring};
 use crate::simd::float::Out;
@@ -31,11 +32,12 @@ pub(crate) struct Interpreter {
     pub(crate) scratch_base: Base,
     pub(crate) scratch: Scratch,
     pub(crate) kv: Kv,
-    /// One claim counter for each phase.
-    pub(crate) claims: Vec<AtomicUsize>,
+    /// What is left to be claimed of each phase.
+    pub(crate) claims: Vec<Claims>,
     /// Room for the check that no two rows write one position.
     pub(crate) written: Vec<u64>,
-    pub(crate) out_rows: usize,
+    /// Rows of the last step, if it ended well.
+    pub(crate) last: StepRows,
     /// Keeps the memory alive; see [`tenure_device::Program`], which holds the leases as well.
     pub(crate) _held: Vec<Lease>,
 }
@@ -77,9 +79,8 @@ struct Run<'r> {
 
 impl Exec for Interpreter {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
+        self.last = StepRows::default();
         step.check(&self.plan, self.kv.blocks, &mut self.written)?;
-        self.claims.iter().for_each(|claim| claim.store(0, Ordering::Relaxed));
-        self.out_rows = step.outputs.len();
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let run = Run {
             split: step.tokens.len() <= self.scratch.split_rows && longest > attention::CHUNK,
@@ -88,6 +89,13 @@ impl Exec for Interpreter {
             step,
             stops,
         };
+        for (phase, claims) in self.lowered.phases.iter().zip(&self.claims) {
+            match phase {
+                Phase::Rows { .. } => {}
+                Phase::MatMul(ops) => claims.share(ops.iter().map(|op| self.units(op)).sum()),
+                Phase::Attention(op) => claims.share(run.attention_units(op)),
+            }
+        }
         let halted = self.team.run(&|member| {
             // A member that panicked breaks the region for all; the team reports it.
             let _: Result<(), Broken> = run.phases(member);
@@ -97,12 +105,15 @@ impl Exec for Interpreter {
             Err(Broken) => Err(RunError::Failed { device: "cpu".to_owned(), why: "a kernel panicked".to_owned() }),
             // The flag was set because the stop was due, so the check fails; if the clock disagrees, it was due anyway.
             Ok(()) if stopped => Err(check_all(stops).err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.last = step.rows();
+                Ok(())
+            }
         }
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
-        let val = check_read(&self.plan, output, row, self.out_rows, into.len())?;
+        let val = check_read(&self.plan, output, row, self.last, into.len())?;
         // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
         into.copy_from_slice(unsafe { self.row(val, row) });
         Ok(())
@@ -131,6 +142,11 @@ impl Interpreter {
         let (base, cols) = self.value(val);
         // SAFETY: as for `row`.
         unsafe { std::slice::from_raw_parts_mut(base.add(row * cols), cols) }
+    }
+
+    /// Parts of a product that are claimed separately: panels, or as many plain rows.
+    fn units(&self, op: &MatMulOp) -> usize {
+        self.weight(op.w).rows().div_ceil(panels::ROWS)
     }
 
     fn weight(&self, id: WeightId) -> &Weight {
@@ -200,16 +216,15 @@ impl Weight {
 impl Run<'_> {
     fn phases(&self, member: Member<'_>) -> Result<(), Broken> {
         let me = self.me;
-        let (rows, outs) = (self.step.tokens.len(), self.step.outputs.len());
+        let count = self.step.rows();
         for (at, phase) in me.lowered.phases.iter().enumerate() {
             match phase {
-                Phase::Rows { rows: Rows::Step, ops } => self.rows(ops, member.share(rows)),
-                Phase::Rows { rows: Rows::Out, ops } => self.rows(ops, member.share(outs)),
+                Phase::Rows { rows, ops } => self.rows(ops, member.share(count.of(*rows))),
                 Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at]),
                 Phase::Attention(op) => self.attention(op, member, &me.claims[at]),
             }
             // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
-            if member.index == 0 && (rows > 1 || at.is_multiple_of(16)) && check_all(self.stops).is_err() {
+            if member.index == 0 && (count.step > 1 || at.is_multiple_of(16)) && check_all(self.stops).is_err() {
                 self.halt_after.store(at, Ordering::Relaxed);
             }
             member.barrier()?;
@@ -294,34 +309,31 @@ impl Run<'_> {
             }
             RowOp::Quantize { x } => {
                 let x = read(x);
+                let (acts, words) = me.acts(row, x.len());
+                let blocks = x.len() / panels::BLOCK;
                 // SAFETY: a row of the quantised rows, which this member alone has.
-                let acts = unsafe { std::slice::from_raw_parts_mut(me.acts(row, x.len()), x.len() / panels::BLOCK) };
-                panels::quantize(isa, x, acts);
+                let (acts, words) = unsafe {
+                    (std::slice::from_raw_parts_mut(acts, blocks), std::slice::from_raw_parts_mut(words, blocks))
+                };
+                panels::quantize(isa, x, acts, words);
             }
         }
     }
 }
 
-/// Panels (or groups of as many plain rows) that a member claims at a time: few enough to share the end of a product
-/// evenly, enough to keep a stream of reads going.
+/// Units of products that a member claims at a time: few enough to share the end of a product evenly.
 fn claim_size(units: usize, members: usize) -> usize {
     (units / (members * 16)).clamp(1, 16)
 }
 
 impl Run<'_> {
-    fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claim: &AtomicUsize) {
-        let me = self.me;
-        let units = |op: &MatMulOp| me.weight(op.w).rows().div_ceil(panels::ROWS);
-        let total: usize = ops.iter().map(units).sum();
-        let step = claim_size(total, member.count);
-        loop {
-            let first = claim.fetch_add(step, Ordering::Relaxed);
-            if first >= total {
-                return;
-            }
-            let (mut from, mut left) = (first, step.min(total - first));
+    fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claims: &Claims) {
+        let total = ops.iter().map(|op| self.me.units(op)).sum();
+        let most = claim_size(total, member.count);
+        while let Some(claimed) = claims.claim(member.index, most) {
+            let (mut from, mut left) = (claimed.start, claimed.len());
             for op in ops {
-                let here = units(op);
+                let here = self.me.units(op);
                 if from >= here {
                     from -= here;
                     continue;
@@ -340,7 +352,7 @@ impl Run<'_> {
     /// Computes `count` panels of one product, for every row of the step.
     fn panels(&self, op: &MatMulOp, first: usize, count: usize) {
         let me = self.me;
-        let count_rows = self.count(op.rows);
+        let count_rows = self.step.rows().of(op.rows);
         if count_rows == 0 {
             return;
         }
@@ -355,7 +367,12 @@ impl Run<'_> {
             // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
             // quantised in an earlier phase.
             unsafe {
-                let acts = std::slice::from_raw_parts(me.acts(0, cols), count_rows * (cols / panels::BLOCK));
+                let (acts, words) = me.acts(0, cols);
+                let blocks = count_rows * (cols / panels::BLOCK);
+                let acts = panels::Acts {
+                    blocks: std::slice::from_raw_parts(acts, blocks),
+                    words: std::slice::from_raw_parts(words, blocks),
+                };
                 let out = Out { base: out.add(features.start), stride, features: features.len() };
                 panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
             }
@@ -395,13 +412,6 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    fn count(&self, rows: Rows) -> usize {
-        match rows {
-            Rows::Step => self.step.tokens.len(),
-            Rows::Out => self.step.outputs.len(),
-        }
-    }
-
     /// The cache of one head of a layer, as a row's sequence has it.
     fn view(&self, op: &AttentionOp, head: usize, row: usize) -> KvView<'_> {
         let me = self.me;
@@ -426,21 +436,26 @@ impl Run<'_> {
         Queries { q: &q[first..], stride, group, positions: &self.step.positions[rows] }
     }
 
-    fn attention(&self, op: &AttentionOp, member: Member<'_>, claim: &AtomicUsize) {
+    /// Rows of one KV head that are computed together: enough that a converted block of the cache serves many queries.
+    fn attention_tile(&self, op: &AttentionOp) -> usize {
+        (attention::MAX_QUERIES / (op.heads / self.me.plan.kv_layer(op.layer).heads)).max(1)
+    }
+
+    /// Parts of an attention that are claimed separately.
+    fn attention_units(&self, op: &AttentionOp) -> usize {
+        let (rows, heads) = (self.step.tokens.len(), self.me.plan.kv_layer(op.layer).heads);
+        if self.split { rows * heads * self.me.scratch.chunks } else { rows.div_ceil(self.attention_tile(op)) * heads }
+    }
+
+    fn attention(&self, op: &AttentionOp, member: Member<'_>, claims: &Claims) {
         let me = self.me;
         let layer = me.plan.kv_layer(op.layer);
         let scoring = op.scoring(layer.head_dim);
         let scratch = me.attention_scratch(member.index);
         let rows = self.step.tokens.len();
-        // Enough rows that a converted block of the cache serves many queries.
-        let tile = (attention::MAX_QUERIES / (op.heads / layer.heads)).max(1);
-        let chunks = me.scratch.chunks;
-        let units = if self.split { rows * layer.heads * chunks } else { rows.div_ceil(tile) * layer.heads };
-        loop {
-            let unit = claim.fetch_add(1, Ordering::Relaxed);
-            if unit >= units {
-                return;
-            }
+        let (tile, chunks) = (self.attention_tile(op), me.scratch.chunks);
+        while let Some(claimed) = claims.claim(member.index, 1) {
+            let unit = claimed.start;
             if self.split {
                 let (row, rest) = (unit / (layer.heads * chunks), unit % (layer.heads * chunks));
                 self.one_chunk(op, &scoring, row, rest / chunks, rest % chunks, scratch);
@@ -538,11 +553,13 @@ impl Interpreter {
     }
 
     /// The first quantised activations of a row, where rows have `cols` columns.
-    fn acts(&self, row: usize, cols: usize) -> *mut panels::Act {
+    fn acts(&self, row: usize, cols: usize) -> (*mut panels::Act, *mut panels::Words) {
+        let first = row * (cols / panels::BLOCK);
         // SAFETY: inside the scratch, which has room for the widest quantised rows of a whole step.
         unsafe {
-            let base = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
-            base.add(row * (cols / panels::BLOCK))
+            let acts = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
+            let words = self.scratch_base.0.add(self.scratch.words).cast::<panels::Words>();
+            (acts.add(first), words.add(first))
         }
     }
 

@@ -37,7 +37,9 @@ const SUPER: usize = 8;
 /// 32 activations in 8 bits. Every 8 have a scale of their own, a whole number of the block's unit, which an integer
 /// product takes in: a large activation costs the precision of 7 others only, and the error of a model's logits is
 /// little more than half of what it is with one scale for 32.
-#[repr(C)]
+///
+/// They fill a cache line: products of many rows read them again and again.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Act {
     /// `round(x / (unit * steps))`.
@@ -50,15 +52,33 @@ pub struct Act {
     total: f32,
     /// Sums of the halves.
     halves: [f32; 2],
-    /// `q` times its steps, for weights that fill a signed byte.
-    words: [i16; BLOCK],
+}
+
+/// The same 32 activations in 16 bits, `q` times its steps: for weights that fill a signed byte.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Words([i16; BLOCK]);
+
+/// Quantised rows, one after the other.
+#[derive(Clone, Copy)]
+pub struct Acts<'a> {
+    /// An [`Act`] for each 32 columns of each row.
+    pub blocks: &'a [Act],
+    /// As many [`Words`].
+    pub words: &'a [Words],
 }
 
 impl Act {
     /// The activations it stands for.
     pub fn values(&self) -> impl Iterator<Item = f64> + use<> {
-        let Act { words, unit, .. } = *self;
-        words.into_iter().map(move |word| f64::from(word) * f64::from(unit))
+        let act = *self;
+        (0..BLOCK).map(move |k| f64::from(act.word(k)) * f64::from(act.unit))
+    }
+
+    /// An activation in units.
+    #[inline(always)]
+    fn word(&self, k: usize) -> i16 {
+        i16::from(self.q[k]) * self.steps[k / QUARTER][0]
     }
 
     /// Puts what follows from the unit and the sums of the halves in units.
@@ -414,25 +434,25 @@ fn scale(format: Format, trailer: &[u8], row: usize, b: usize, half: usize) -> (
     }
 }
 
-/// Bytes of `rows` quantised rows of `cols` columns.
+/// Bytes of the [`Act`]s of `rows` quantised rows of `cols` columns; their [`Words`] take as many.
 pub const fn act_bytes(rows: usize, cols: usize) -> usize {
     rows.saturating_mul(cols / BLOCK).saturating_mul(size_of::<Act>())
 }
 
-/// Quantises one row; `acts` has one [`Act`] for each 32 columns. Plain code where this processor lacks `isa`, as in
-/// [`matmul`].
-pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act]) {
-    assert!(x.len() == acts.len() * BLOCK);
+/// Quantises one row; `acts` and `words` have one element for each 32 columns. Plain code where this processor lacks
+/// `isa`, as in [`matmul`].
+pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act], words: &mut [Words]) {
+    assert!(x.len() == acts.len() * BLOCK && words.len() == acts.len());
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: just detected.
-        Isa::Avx2 | Isa::Avx512Vnni if isa.is_available() => unsafe { x86::quantize_avx2(x, acts) },
-        Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => quantize_portable(x, acts),
+        Isa::Avx2 | Isa::Avx512Vnni if isa.is_available() => unsafe { x86::quantize_avx2(x, acts, words) },
+        Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => quantize_portable(x, acts, words),
     }
 }
 
-fn quantize_portable(x: &[f32], acts: &mut [Act]) {
-    for (x, act) in x.chunks_exact(BLOCK).zip(acts) {
+fn quantize_portable(x: &[f32], acts: &mut [Act], words: &mut [Words]) {
+    for (x, (act, words)) in x.chunks_exact(BLOCK).zip(acts.iter_mut().zip(words)) {
         let largest = |x: &[f32]| x.iter().fold(0.0f32, |m, &x| if x.is_nan() { x } else { m.max(x.abs()) });
         let all = if x.iter().any(|x| x.is_nan()) { f32::NAN } else { largest(x) };
         act.unit = all * (1.0 / (127.0 * STEPS));
@@ -443,21 +463,22 @@ fn quantize_portable(x: &[f32], acts: &mut [Act]) {
             act.steps[quarter] = [steps as i16; 2];
             for (k, &x) in (QUARTER * quarter..).zip(x) {
                 act.q[k] = (x * inverse).round_ties_even() as i8;
-                act.words[k] = i16::from(act.q[k]) * act.steps[quarter][0];
-                sums[quarter / 2] += i32::from(act.words[k]);
+                words.0[k] = act.word(k);
+                sums[quarter / 2] += i32::from(words.0[k]);
             }
         }
         act.set_sums(sums);
     }
 }
 
-/// Products of panels that lie one after the other with every row of `acts`, whose rows are `cols / 32` long.
+/// Products of panels that lie one after the other with every row of `acts`, whose rows have `cols` columns.
 ///
 /// # Safety
 /// `out` is valid for every row of `acts`, and nobody else touches it meanwhile.
-pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &[Act], out: Out) {
+pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
     let Some(bytes) = panel_bytes(dtype, cols) else { return };
-    assert!(panels.len() == out.features.div_ceil(ROWS) * bytes && acts.len().is_multiple_of(cols / BLOCK));
+    assert!(panels.len() == out.features.div_ceil(ROWS) * bytes);
+    assert!(acts.blocks.len().is_multiple_of(cols / BLOCK) && acts.words.len() == acts.blocks.len());
     for (index, panel) in panels.chunks_exact(bytes).enumerate() {
         let first = index * ROWS;
         // SAFETY: the panel's features lie inside `out`, the instruction set is there; the caller upholds the rest.
@@ -467,8 +488,8 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 if isa.is_available() => x86::avx2(dtype, panel, cols, acts, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts, out),
-                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts, out),
+                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts.blocks, out),
+                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts.blocks, out),
             }
         }
     }
@@ -496,7 +517,7 @@ unsafe fn portable(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: O
                     }
                     for half in 0..2 {
                         let columns = HALF * half..HALF * (half + 1);
-                        let dot: i32 = columns.map(|k| weights[k] * i32::from(act.words[k])).sum();
+                        let dot: i32 = columns.map(|k| weights[k] * i32::from(act.word(k))).sum();
                         let (scale, min) = scale(format, trailer, r, b, half);
                         let shift = act.halves[half] * min;
                         let shift = if format.scales == Scales::BlockMin { shift } else { -shift };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
-use tenure_device::{DeviceError, Exec, RunError, StepInputs, Stop, check_all, check_read};
+use tenure_device::{DeviceError, Exec, RunError, StepInputs, StepRows, Stop, check_all, check_read};
 use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
@@ -31,7 +31,8 @@ pub(crate) struct VulkanExec {
     writer: Writer,
     written: Vec<u64>,
     slot: usize,
-    out_rows: usize,
+    /// Rows of the last step, if it ended well.
+    last: StepRows,
 }
 
 /// What an executable is made of.
@@ -95,7 +96,7 @@ impl VulkanExec {
             writer,
             written,
             slot: 0,
-            out_rows: 0,
+            last: StepRows::default(),
         })
     }
 
@@ -110,7 +111,7 @@ impl VulkanExec {
 
 impl Exec for VulkanExec {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
-        self.out_rows = 0;
+        self.last = StepRows::default();
         step.check(&self.parts.plan, self.parts.kv_blocks, &mut self.written)?;
         if self.parts.gpu.is_lost() {
             return Err(RunError::Lost { device: self.parts.gpu.name() });
@@ -139,17 +140,17 @@ impl Exec for VulkanExec {
             under_way[at % AHEAD] = Some(tick.map_err(|error| self.parts.failed(error))?);
         }
         self.wait(self.ticks.last(), stops)?;
-        self.out_rows = step.outputs.len();
+        self.last = step.rows();
         Ok(())
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
-        check_read(plan, output, row, self.out_rows, into.len())?;
+        check_read(plan, output, row, self.last, into.len())?;
         let place = plan.outputs().iter().position(|(other, _)| *other == output).unwrap_or_default();
         let cols = into.len() as u64;
         let at = exchange.outputs[place] + row as u64 * cols * WORD;
-        // SAFETY: the last step has ended (`out_rows` is zero otherwise), so nothing writes its outputs.
+        // SAFETY: the last step has ended (there are no rows otherwise), so nothing writes its outputs.
         let words = unsafe { exchange_buffer.words(at, cols) };
         let Some(words) = words else { return Err(self.parts.unmapped()) };
         for (into, &word) in into.iter_mut().zip(&*words) {

@@ -6,7 +6,7 @@ use tenure_tensor::{DType, Shape, TensorSpec};
 
 use super::scan::MAX_NAME;
 use super::tensors::{DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MIN_ALIGNMENT};
-use super::value::ValueType;
+use super::value::{Value, ValueType};
 use crate::{ErrorKind, Shown, WeightsError};
 
 /// Builds a GGUF file of version 3 in memory.
@@ -191,6 +191,26 @@ impl KvValue {
                 out.extend_from_slice(&(values.len() as u64).to_le_bytes());
                 values.iter().for_each(|v| v.put(out));
             }
+        }
+    }
+}
+
+impl From<Value<'_>> for KvValue {
+    fn from(value: Value<'_>) -> Self {
+        match value {
+            Value::U8(v) => KvValue::U8(v),
+            Value::I8(v) => KvValue::I8(v),
+            Value::U16(v) => KvValue::U16(v),
+            Value::I16(v) => KvValue::I16(v),
+            Value::U32(v) => KvValue::U32(v),
+            Value::I32(v) => KvValue::I32(v),
+            Value::U64(v) => KvValue::U64(v),
+            Value::I64(v) => KvValue::I64(v),
+            Value::F32(v) => KvValue::F32(v),
+            Value::F64(v) => KvValue::F64(v),
+            Value::Bool(v) => KvValue::Bool(v),
+            Value::Str(v) => KvValue::Str(v.to_owned()),
+            Value::Array(v) => KvValue::Array(v.element_type(), v.values().map(KvValue::from).collect()),
         }
     }
 }

@@ -9,7 +9,7 @@ use tenure_device::{
     SegmentKind, SourceError, Stop, WEIGHT_ALIGN, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
-use tenure_models::TextConfig;
+use tenure_models::{Outputs, TextConfig};
 use tenure_tensor::ByteSize;
 use tenure_tokenizer::{ChatTemplate, TemplateError, Tokenizer};
 use tenure_weights::{MappedTensor, StoredTensor, TrustFile, WeightStore};
@@ -136,6 +136,11 @@ impl LoadPlan<Text> {
         &self.inner.plan
     }
 
+    /// Tensors of the file that the model does not use.
+    pub fn unused_tensors(&self) -> usize {
+        self.inner.store.len() - self.inner.plan.weights().len()
+    }
+
     /// What to change if it does not fit into what `device` has free.
     pub fn advice(&self, device: &Device) -> String {
         self.inner.advice(device)
@@ -154,7 +159,8 @@ impl TextPlan {
             outs: options.logit_rows.max(options.sequences),
             context,
         };
-        let plan = tenure_models::record(store, &config, shape).map_err(model_error)?;
+        let outputs = if options.check_activations { Outputs::LogitsAndLayers } else { Outputs::Logits };
+        let plan = tenure_models::record(store, &config, shape, outputs).map_err(model_error)?;
         let backend = device.backend();
 
         // The sizes of the weight segments; a weight lies in one of them.
@@ -316,7 +322,7 @@ impl TextPlan {
         let program = device_side?;
         let (tokenizer, template) = text_side?;
         Ok(LoadedText {
-            stepper: Stepper::new(program, wanted.sequences, config.vocab)?,
+            stepper: Stepper::new(program, wanted.sequences)?,
             config,
             tokenizer,
             template,

@@ -20,6 +20,9 @@ pub struct TextOptions {
     pub logit_rows: usize,
     /// How weights are reached that the device can use as the file has them.
     pub access: WeightAccess,
+    /// Whether every step is checked layer by layer: an infinity, or what is no number, is then a
+    /// `NonFiniteActivation` error that names the layer. Takes memory for what all layers give, and some time.
+    pub check_activations: bool,
 }
 
 impl Default for TextOptions {
@@ -31,6 +34,7 @@ impl Default for TextOptions {
             batch: 256,
             logit_rows: 1,
             access: WeightAccess::Mapped,
+            check_activations: false,
         }
     }
 }

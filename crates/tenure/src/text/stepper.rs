@@ -7,8 +7,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tenure_device::{DeviceError, Program, RunError, StepInputs, Stop};
-use tenure_graph::OutputId;
+use tenure_device::{DeviceError, Program, RunError, StepInputs, Stop, host_room};
+use tenure_graph::{OutputId, Rows};
 
 use crate::text::slots::{Slots, room};
 
@@ -40,6 +40,8 @@ struct Request {
     /// Logits of so many of the last rows.
     outs: usize,
     stop: Stop,
+    /// What was wrong with its rows alone.
+    fault: Option<RunError>,
 }
 
 struct Finished {
@@ -78,12 +80,23 @@ struct StepEngine {
     tables: Vec<u32>,
     outputs: Vec<u32>,
     blocks: Vec<u32>,
-    vocab: usize,
+    /// Layers whose results are checked, with the columns of a row.
+    checked: Vec<(OutputId, usize)>,
+    /// Room for one row of such a result.
+    row: Vec<f32>,
 }
 
 impl Stepper {
-    pub(crate) fn new(program: Program, sequences: usize, vocab: usize) -> Result<Self, DeviceError> {
-        let shape = program.plan().shape();
+    pub(crate) fn new(program: Program, sequences: usize) -> Result<Self, DeviceError> {
+        let (plan, shape) = (program.plan(), program.plan().shape());
+        let checked: Vec<(OutputId, usize)> = plan
+            .outputs()
+            .iter()
+            .filter(|(output, _)| matches!(output, OutputId::Layer(_)))
+            .map(|&(output, val)| (output, plan.value(val).cols))
+            .collect();
+        let mut row = Vec::new();
+        host_room(&mut row, checked.iter().map(|&(_, cols)| cols).max().unwrap_or(0))?;
         let slots = Slots::new(sequences, shape.context)?;
         let engine = StepEngine {
             batch: Vec::with_capacity(sequences),
@@ -93,8 +106,9 @@ impl Stepper {
             tables: room(shape.rows)?,
             outputs: room(shape.outs)?,
             blocks: room(slots.tables().len())?,
+            checked,
+            row,
             program,
-            vocab,
         };
         let queue = Queue {
             slots,
@@ -162,7 +176,7 @@ impl Stepper {
         queue.next_ticket += lent.len() as u64;
         for (ticket, Lent { slot, buffers, outs }) in (first..).zip(&mut *lent) {
             let buffers = std::mem::take(&mut **buffers);
-            queue.waiting.push(Request { ticket, slot: *slot, buffers, outs: *outs, stop: stop.clone() });
+            queue.waiting.push(Request { ticket, slot: *slot, buffers, outs: *outs, stop: stop.clone(), fault: None });
         }
         let mut open = lent.len();
         let mut outcome = Ok(());
@@ -271,17 +285,43 @@ impl StepEngine {
             outputs: &self.outputs,
         };
         self.program.run(&inputs, &self.stops)?;
-        let mut row = 0;
+        self.check_layers()?;
+        let (mut row, vocab) = (0, self.program.plan().vocab());
         for request in &mut self.batch {
-            let (logits, len) = (&mut request.buffers.logits, request.outs * self.vocab);
+            let (logits, len) = (&mut request.buffers.logits, request.outs * vocab);
             if logits.try_reserve_exact(len.saturating_sub(logits.len())).is_err() {
                 let why = format!("no memory for {len} logits");
                 return Err(RunError::Failed { device: "host".to_owned(), why });
             }
             logits.resize(len, 0.0);
-            for logits in logits.chunks_exact_mut(self.vocab) {
+            for logits in logits.chunks_exact_mut(vocab) {
                 self.program.read(OutputId::Logits, row, logits)?;
                 row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks through what the layers gave, if that is wanted, and notes the fault of each request that has one.
+    fn check_layers(&mut self) -> Result<(), RunError> {
+        for (layer, &(output, cols)) in self.checked.iter().enumerate() {
+            self.row.resize(cols, 0.0);
+            let plan = self.program.plan();
+            let rows = plan.output(output).map_or(Rows::Step, |val| plan.value(val).rows);
+            let mut first = 0;
+            for request in &mut self.batch {
+                let count = match rows {
+                    Rows::Step => request.buffers.tokens.len(),
+                    Rows::Out => request.outs,
+                };
+                for row in first..first + count {
+                    self.program.read(output, row, &mut self.row)?;
+                    if !self.row.iter().all(|x| x.is_finite()) {
+                        request.fault.get_or_insert(RunError::NonFiniteActivation { layer });
+                        break;
+                    }
+                }
+                first += count;
             }
         }
         Ok(())
@@ -301,7 +341,8 @@ impl StepEngine {
                 Err(due) if stopped => Err(due.into()),
                 Ok(()) | Err(_) => result.clone(),
             };
-            let Request { ticket, slot, buffers, .. } = request;
+            let Request { ticket, slot, buffers, fault, .. } = request;
+            let result = result.and_then(|()| fault.map_or(Ok(()), Err));
             if result.is_ok() {
                 queue.slots.commit(slot, &buffers.tokens);
             }

@@ -13,7 +13,7 @@ use tenure_tensor::DType;
 
 pub(super) use quantize::quantize_avx2;
 
-use super::{Act, FP4, Format, IQ4, Scales, format};
+use super::{Act, Acts, FP4, Format, IQ4, Scales, format};
 use crate::simd::float::Out;
 
 /// One block format, known when the kernel is compiled.
@@ -38,7 +38,7 @@ macro_rules! kinds {
         /// # Safety
         /// As for [`super::matmul`]; the processor has AVX2, FMA and F16C.
         #[target_feature(enable = "avx2,fma,f16c")]
-        pub(super) unsafe fn avx2(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+        pub(super) unsafe fn avx2(dtype: DType, panel: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
             // SAFETY: the caller's promise.
             unsafe {
                 $(if dtype == $dtype { return avx2::avx2_panel::<$name>(panel, cols, acts, out); })*

@@ -6,8 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Act, BLOCK, Format, QUARTER, ROWS, Scales, Values};
-use super::avx2_wide::avx2_wide;
+use super::super::{Act, Acts, BLOCK, Format, QUARTER, ROWS, Scales, Values};
+use super::avx2_wide::{Wide, avx2_wide};
 use super::{Kind, ahead, has_min, parts, sum};
 use crate::simd::float::Out;
 
@@ -21,11 +21,12 @@ pub(super) const ROWS_TOGETHER: usize = 64;
 /// See [`avx2`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
     let per_row = cols / BLOCK;
-    let rows = acts.len() / per_row;
-    let acts = acts.as_ptr();
-    // SAFETY: the caller's promise; `acts` has `rows` rows.
+    let rows = acts.blocks.len() / per_row;
+    let Acts { blocks: acts, words } = acts;
+    let (acts, words) = (acts.as_ptr(), words.as_ptr());
+    // SAFETY: the caller's promise; `acts` has `rows` rows, and as many words.
     unsafe {
         match rows {
             0 => {}
@@ -35,7 +36,8 @@ pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Act]
             WIDE.. => {
                 for row in (0..rows).step_by(ROWS_TOGETHER) {
                     let out = Out { base: out.base.add(row * out.stride), ..out };
-                    avx2_wide::<K>(panel, per_row, acts.add(row * per_row), (rows - row).min(ROWS_TOGETHER), out);
+                    let wide = Wide { acts: acts.add(row * per_row), words: words.add(row * per_row), per_row };
+                    avx2_wide::<K>(panel, wide, (rows - row).min(ROWS_TOGETHER), out);
                 }
             }
         }
@@ -70,11 +72,11 @@ unsafe fn avx2_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts:
                         let min = min_avx2(f, trailer, b, part, h);
                         for n in 0..N {
                             let act = &*at.add(n * per_row);
-                            let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[h][n]), _mm256_set1_ps(act.unit));
-                            sums[h][n] = _mm256_fmadd_ps(dot, scale, sums[h][n]);
                             if has_min(f) {
                                 sums[h][n] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum(f, act, part)), sums[h][n]);
                             }
+                            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(act.unit));
+                            sums[h][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h][n]), scale, sums[h][n]);
                         }
                     }
                 }

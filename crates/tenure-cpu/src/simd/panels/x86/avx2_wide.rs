@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Act, BLOCK, QUARTER, ROWS, SUPER};
+use super::super::{Act, BLOCK, QUARTER, ROWS, SUPER, Words};
 use super::avx2::{ROWS_TOGETHER, group_avx2, min_avx2, scale_avx2, signed};
 use super::{Kind, has_min, parts, sum};
 use crate::simd::float::Out;
@@ -26,11 +26,40 @@ struct Unpacked {
     sums: [[f32; ROWS]; ROWS_TOGETHER],
 }
 
+/// What to ask memory for: so many bytes for each block column that is computed.
+#[derive(Clone, Copy)]
+struct Ahead {
+    from: *const u8,
+    bytes: usize,
+}
+
+/// Where the activations of some rows are, from some block column on.
+#[derive(Clone, Copy)]
+pub(super) struct Wide {
+    pub(super) acts: *const Act,
+    pub(super) words: *const Words,
+    /// Block columns of a row.
+    pub(super) per_row: usize,
+}
+
+impl Wide {
+    /// So many block columns further.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline(always)]
+    unsafe fn add(self, columns: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Wide { acts: self.acts.add(columns), words: self.words.add(columns), ..self } }
+    }
+}
+
 /// # Safety
-/// See [`avx2`]; `acts` is valid for `rows` rows of `per_row`, at most [`ROWS_TOGETHER`].
+/// See [`avx2`]; `at` is valid for `rows` rows, at most [`ROWS_TOGETHER`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn avx2_wide<K: Kind>(panel: &[u8], per_row: usize, acts: *const Act, rows: usize, out: Out) {
+pub(super) unsafe fn avx2_wide<K: Kind>(panel: &[u8], at: Wide, rows: usize, out: Out) {
     let f = K::FORMAT;
+    let per_row = at.per_row;
     let mut room = std::mem::MaybeUninit::<Unpacked>::uninit();
     let room = room.as_mut_ptr();
     // SAFETY: the panel has `per_row / f.blocks()` pieces of `stride` bytes; what is read of `room` was written: sums
@@ -40,22 +69,33 @@ pub(super) unsafe fn avx2_wide<K: Kind>(panel: &[u8], per_row: usize, acts: *con
         sums.write_bytes(0, rows * ROWS);
         for first in (0..per_row).step_by(SUPER) {
             let blocks = SUPER.min(per_row - first);
-            unpack_avx2::<K>(panel.as_ptr().add(first / f.blocks() * f.stride()), blocks, room);
+            let piece = panel.as_ptr().add(first / f.blocks() * f.stride());
+            unpack_avx2::<K>(piece, blocks, room);
+            // While the first rows are computed, what is unpacked next is on its way; behind a panel lies the next.
+            let share = f.stride() / f.blocks();
+            let mut ahead = Ahead { from: piece.wrapping_add(blocks * share), bytes: share };
             let mut row = 0;
             while row < rows {
-                let at = acts.add(row * per_row + first);
+                let at = at.add(row * per_row + first);
                 let sums = sums.add(row * ROWS);
                 match rows - row {
-                    1 => tile_avx2::<K, 1>(room, blocks, at, per_row, sums),
-                    2 => tile_avx2::<K, 2>(room, blocks, at, per_row, sums),
-                    3 => tile_avx2::<K, 3>(room, blocks, at, per_row, sums),
-                    _ => tile_avx2::<K, TILE>(room, blocks, at, per_row, sums),
+                    1 => tile_avx2::<K, 1>(room, blocks, at, sums, ahead),
+                    2 => tile_avx2::<K, 2>(room, blocks, at, sums, ahead),
+                    3 => tile_avx2::<K, 3>(room, blocks, at, sums, ahead),
+                    _ => tile_avx2::<K, TILE>(room, blocks, at, sums, ahead),
                 }
+                ahead.bytes = 0;
                 row += TILE;
             }
         }
         for row in 0..rows {
-            std::ptr::copy_nonoverlapping(sums.add(row * ROWS), out.base.add(row * out.stride), out.features);
+            let (from, to) = (sums.add(row * ROWS), out.base.add(row * out.stride));
+            if out.features == ROWS {
+                // Whole panels are most; a copy of a length known beforehand is two stores.
+                std::ptr::copy_nonoverlapping(from, to, ROWS);
+            } else {
+                std::ptr::copy_nonoverlapping(from, to, out.features);
+            }
         }
     }
 }
@@ -109,43 +149,45 @@ unsafe fn unpack_avx2<K: Kind>(piece: *const u8, blocks: usize, room: *mut Unpac
 /// Adds the products of unpacked block columns with `N` rows of activations to `sums`.
 ///
 /// # Safety
-/// `room` holds `blocks` block columns, `at` is valid for as many activations of `N` rows `per_row` apart, `sums` for 16
-/// floats of each.
+/// `room` holds `blocks` block columns, `at` is valid for as many of `N` rows, `sums` for 16 floats of each.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile_avx2<K: Kind, const N: usize>(
     room: *mut Unpacked,
     blocks: usize,
-    at: *const Act,
-    per_row: usize,
+    at: Wide,
     sums: *mut f32,
+    ahead: Ahead,
 ) {
     let f = K::FORMAT;
     // SAFETY: the caller's promise.
     unsafe {
         for b in 0..blocks {
+            for line in (0..ahead.bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.from.wrapping_add(b * ahead.bytes + line).cast());
+            }
             let codes = (&raw const (*room).codes[b]).cast::<u8>();
             for part in 0..parts(f) {
                 let mut dots = [[_mm256_setzero_si256(); N]; 2];
                 if signed(f) {
-                    dots_of_words_avx2::<N>(codes, at.add(b), per_row, &mut dots);
+                    dots_of_words_avx2::<N>(codes, at.add(b), &mut dots);
+                } else if parts(f) == 1 {
+                    dots_of_bytes_avx2::<N, 4>(codes, at.add(b), 0, &mut dots);
                 } else {
-                    let quarters = 4 / parts(f);
-                    for quarter in quarters * part..quarters * (part + 1) {
-                        dots_of_bytes_avx2::<N>(codes.add(128 * quarter), at.add(b), per_row, quarter, &mut dots);
-                    }
+                    dots_of_bytes_avx2::<N, 2>(codes, at.add(b), 2 * part, &mut dots);
                 }
                 for h in 0..2 {
                     let scale = _mm256_load_ps((&raw const (*room).scales[b][part]).cast::<f32>().add(8 * h));
                     for n in 0..N {
-                        let act = &*at.add(n * per_row + b);
+                        let act = &*at.acts.add(n * at.per_row + b);
                         let to = sums.add(ROWS * n + 8 * h);
-                        let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[h][n]), _mm256_set1_ps(act.unit));
-                        let mut total = _mm256_fmadd_ps(dot, scale, _mm256_load_ps(to));
+                        // What does not need the dots comes first, and is done when they are.
+                        let mut total = _mm256_load_ps(to);
                         if has_min(f) {
                             let min = _mm256_load_ps((&raw const (*room).mins[b][part]).cast::<f32>().add(8 * h));
                             total = _mm256_fmadd_ps(min, _mm256_set1_ps(sum(f, act, part)), total);
                         }
-                        _mm256_store_ps(to, total);
+                        let scale = _mm256_mul_ps(scale, _mm256_set1_ps(act.unit));
+                        _mm256_store_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h][n]), scale, total));
                     }
                 }
             }
@@ -153,51 +195,42 @@ unsafe fn tile_avx2<K: Kind, const N: usize>(
     }
 }
 
-/// Adds the products of a quarter block column's weights, in bytes, with `N` rows of activations, for both sides of the
-/// rows.
+/// Adds the products of so many quarters of a block column's weights, in bytes, with `N` rows of activations, for both
+/// sides of the rows; `quarter` is the first.
 ///
 /// # Safety
-/// `codes` is valid for 128 bytes and aligned to 32, `at` for `N` activations `per_row` apart.
+/// `codes` is valid for the block column's 512 bytes and aligned to 32, `at` for a block column of `N` rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots_of_bytes_avx2<const N: usize>(
+unsafe fn dots_of_bytes_avx2<const N: usize, const QUARTERS: usize>(
     codes: *const u8,
-    at: *const Act,
-    per_row: usize,
+    at: Wide,
     quarter: usize,
     dots: &mut [[__m256i; N]; 2],
 ) {
     // SAFETY: the caller's promise; the text reads what the loop does.
     unsafe {
-        let q = (&raw const (*at).q).cast::<u8>().add(QUARTER * quarter);
-        let steps = (&raw const (*at).steps[quarter]).cast::<u8>();
+        let codes = codes.add(128 * quarter);
+        let q = (&raw const (*at.acts).q).cast::<u8>().add(QUARTER * quarter);
+        let steps = (&raw const (*at.acts).steps[quarter]).cast::<u8>();
         let [low, high] = dots;
         if let (Some((low, [])), Some((high, []))) =
             (low.split_first_chunk_mut::<4>(), high.split_first_chunk_mut::<4>())
         {
             // Written out, because compilers compute one side after the other, and spill what both need.
-            let stride = per_row * size_of::<Act>();
-            macro_rules! rows {
-                ($($a:literal $b:literal $base:literal $at:literal;)*) => {
+            let stride = at.per_row * size_of::<Act>();
+            macro_rules! quarters {
+                ($($quarter:literal)*) => {
                     std::arch::asm!(
-                        "vmovdqa {w0}, [{codes}]",
-                        "vmovdqa {w1}, [{codes} + 32]",
-                        "vmovdqa {w2}, [{codes} + 64]",
-                        "vmovdqa {w3}, [{codes} + 96]",
                         $(
-                            concat!("vpbroadcastd {q0}, [{q", $base, "}", $at, "]"),
-                            concat!("vpbroadcastd {q1}, [{q", $base, "}", $at, " + 4]"),
-                            "vpmaddubsw {p0}, {w0}, {q0}",
-                            "vpmaddubsw {q0}, {w1}, {q0}",
-                            "vpmaddubsw {p1}, {w2}, {q1}",
-                            "vpmaddubsw {q1}, {w3}, {q1}",
-                            "vpaddw {p0}, {p0}, {p1}",
-                            concat!("vpbroadcastd {p1}, [{s", $base, "}", $at, "]"),
-                            "vpaddw {q0}, {q0}, {q1}",
-                            "vpmaddwd {p0}, {p0}, {p1}",
-                            "vpmaddwd {q0}, {q0}, {p1}",
-                            concat!("vpaddd {", $a, "}, {", $a, "}, {p0}"),
-                            concat!("vpaddd {", $b, "}, {", $b, "}, {q0}"),
+                            concat!("vmovdqa {w0}, [{codes} + 128 * ", $quarter, "]"),
+                            concat!("vmovdqa {w1}, [{codes} + 128 * ", $quarter, " + 32]"),
+                            concat!("vmovdqa {w2}, [{codes} + 128 * ", $quarter, " + 64]"),
+                            concat!("vmovdqa {w3}, [{codes} + 128 * ", $quarter, " + 96]"),
+                            row!("a0" "b0" "0a" "" $quarter),
+                            row!("a1" "b1" "0a" " + {stride}" $quarter),
+                            row!("a2" "b2" "0a" " + 2 * {stride}" $quarter),
+                            row!("a3" "b3" "3a" "" $quarter),
                         )*
                         codes = in(reg) codes,
                         stride = in(reg) stride,
@@ -215,25 +248,76 @@ unsafe fn dots_of_bytes_avx2<const N: usize>(
                     )
                 };
             }
-            rows!("a0" "b0" "0a" ""; "a1" "b1" "0a" " + {stride}"; "a2" "b2" "0a" " + 2 * {stride}"; "a3" "b3" "3a" "";);
+            macro_rules! row {
+                ($a:literal $b:literal $base:literal $at:literal $quarter:literal) => {
+                    concat!(
+                        "vpbroadcastd {q0}, [{q",
+                        $base,
+                        "}",
+                        $at,
+                        " + 8 * ",
+                        $quarter,
+                        "]\n",
+                        "vpbroadcastd {q1}, [{q",
+                        $base,
+                        "}",
+                        $at,
+                        " + 8 * ",
+                        $quarter,
+                        " + 4]\n",
+                        "vpmaddubsw {p0}, {w0}, {q0}\n",
+                        "vpmaddubsw {q0}, {w1}, {q0}\n",
+                        "vpmaddubsw {p1}, {w2}, {q1}\n",
+                        "vpmaddubsw {q1}, {w3}, {q1}\n",
+                        "vpaddw {p0}, {p0}, {p1}\n",
+                        "vpbroadcastd {p1}, [{s",
+                        $base,
+                        "}",
+                        $at,
+                        " + 4 * ",
+                        $quarter,
+                        "]\n",
+                        "vpaddw {q0}, {q0}, {q1}\n",
+                        "vpmaddwd {p0}, {p0}, {p1}\n",
+                        "vpmaddwd {q0}, {q0}, {p1}\n",
+                        "vpaddd {",
+                        $a,
+                        "}, {",
+                        $a,
+                        "}, {p0}\n",
+                        "vpaddd {",
+                        $b,
+                        "}, {",
+                        $b,
+                        "}, {q0}\n",
+                    )
+                };
+            }
+            if QUARTERS == 2 {
+                quarters!("0" "1");
+            } else {
+                quarters!("0" "1" "2" "3");
+            }
             return;
         }
-        let line = codes.cast::<__m256i>();
-        let weights = [
-            _mm256_load_si256(line),
-            _mm256_load_si256(line.add(1)),
-            _mm256_load_si256(line.add(2)),
-            _mm256_load_si256(line.add(3)),
-        ];
-        for n in 0..N {
-            let act = &*at.add(n * per_row);
-            let steps = _mm256_set1_epi32(bytemuck::cast(act.steps[quarter]));
-            let q = act.q.as_ptr().add(QUARTER * quarter).cast::<i32>();
-            let q = [_mm256_set1_epi32(q.read_unaligned()), _mm256_set1_epi32(q.add(1).read_unaligned())];
-            for h in 0..2 {
-                let first = _mm256_maddubs_epi16(weights[h], q[0]);
-                let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(weights[2 + h], q[1]));
-                dots[h][n] = _mm256_add_epi32(dots[h][n], _mm256_madd_epi16(pairs, steps));
+        for quarter in 0..QUARTERS {
+            let line = codes.add(128 * quarter).cast::<__m256i>();
+            let weights = [
+                _mm256_load_si256(line),
+                _mm256_load_si256(line.add(1)),
+                _mm256_load_si256(line.add(2)),
+                _mm256_load_si256(line.add(3)),
+            ];
+            for n in 0..N {
+                let at = n * at.per_row * size_of::<Act>();
+                let steps = _mm256_set1_epi32(steps.add(at + 4 * quarter).cast::<i32>().read_unaligned());
+                let q = q.add(at + QUARTER * quarter).cast::<i32>();
+                let q = [_mm256_set1_epi32(q.read_unaligned()), _mm256_set1_epi32(q.add(1).read_unaligned())];
+                for h in 0..2 {
+                    let first = _mm256_maddubs_epi16(weights[h], q[0]);
+                    let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(weights[2 + h], q[1]));
+                    dots[h][n] = _mm256_add_epi32(dots[h][n], _mm256_madd_epi16(pairs, steps));
+                }
             }
         }
     }
@@ -243,19 +327,14 @@ unsafe fn dots_of_bytes_avx2<const N: usize>(
 /// the rows.
 ///
 /// # Safety
-/// `codes` is valid for 1024 bytes and aligned to 32, `at` for `N` activations `per_row` apart.
+/// `codes` is valid for 1024 bytes and aligned to 32, `at` for a block column of `N` rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots_of_words_avx2<const N: usize>(
-    codes: *const u8,
-    at: *const Act,
-    per_row: usize,
-    dots: &mut [[__m256i; N]; 2],
-) {
+unsafe fn dots_of_words_avx2<const N: usize>(codes: *const u8, at: Wide, dots: &mut [[__m256i; N]; 2]) {
     // SAFETY: the caller's promise; the text reads what the loop does.
     unsafe {
-        let acts = (&raw const (*at).words).cast::<u8>();
-        let stride = per_row * size_of::<Act>();
+        let acts = at.words.cast::<u8>();
+        let stride = at.per_row * size_of::<Words>();
         let [low, high] = dots;
         if let (Some((low, [])), Some((high, []))) =
             (low.split_first_chunk_mut::<4>(), high.split_first_chunk_mut::<4>())

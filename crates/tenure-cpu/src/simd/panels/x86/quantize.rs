@@ -2,17 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Act, BLOCK, QUARTER, STEPS};
+use super::super::{Act, BLOCK, QUARTER, STEPS, Words};
 
 /// As [`quantize`](super::super::quantize), with the same bits on every processor that is not portable.
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act]) {
+pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act], words: &mut [Words]) {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
-    for (x, act) in x.chunks_exact(BLOCK).zip(acts) {
-        // SAFETY: 32 floats are read, 32 bytes written.
+    for (x, (act, words)) in x.chunks_exact(BLOCK).zip(acts.iter_mut().zip(words)) {
+        // SAFETY: 32 floats are read, 32 bytes and 32 words written.
         unsafe {
             let from = x.as_ptr();
             let x = [
@@ -49,15 +49,15 @@ pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act])
             let steps = _mm_or_si128(steps, _mm_slli_epi32::<16>(steps));
             act.steps = bytemuck::cast(steps);
             let spread = _mm256_set_m128(inverse, inverse);
-            let words = [
+            let whole = [
                 _mm256_cvtps_epi32(_mm256_mul_ps(x[0], _mm256_permute_ps::<0b00_00_00_00>(spread))),
                 _mm256_cvtps_epi32(_mm256_mul_ps(x[1], _mm256_permute_ps::<0b01_01_01_01>(spread))),
                 _mm256_cvtps_epi32(_mm256_mul_ps(x[2], _mm256_permute_ps::<0b10_10_10_10>(spread))),
                 _mm256_cvtps_epi32(_mm256_mul_ps(x[3], _mm256_permute_ps::<0b11_11_11_11>(spread))),
             ];
             // Packing works within 128 bits: 4 numbers of each quarter, put in order afterwards.
-            let low = _mm256_packs_epi32(words[0], words[1]);
-            let high = _mm256_packs_epi32(words[2], words[3]);
+            let low = _mm256_packs_epi32(whole[0], whole[1]);
+            let high = _mm256_packs_epi32(whole[2], whole[3]);
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let q = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
             _mm256_storeu_si256(act.q.as_mut_ptr().cast(), q);
@@ -68,8 +68,8 @@ pub(in crate::simd::panels) unsafe fn quantize_avx2(x: &[f32], acts: &mut [Act])
                 _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(steps), _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
             let low = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_castsi256_si128(q)), low);
             let high = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(q)), high);
-            _mm256_storeu_si256(act.words.as_mut_ptr().cast(), low);
-            _mm256_storeu_si256(act.words.as_mut_ptr().add(16).cast(), high);
+            _mm256_storeu_si256(words.0.as_mut_ptr().cast(), low);
+            _mm256_storeu_si256(words.0.as_mut_ptr().add(16).cast(), high);
             let ones = _mm256_set1_epi16(1);
             let sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
             let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));

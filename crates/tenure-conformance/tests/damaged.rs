@@ -1,0 +1,166 @@
+//! Files that can be read and are not as they should be: damaged weights, and tensors that nobody uses.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenure::{
+    Deadline, Engine, ErrorKind, GenerateOptions, LoadOptions, Prompt, SamplerParams, Stop, Text, TextOptions,
+    VulkanOptions, WeightStore,
+};
+use tenure_conformance::fixture;
+use tenure_tensor::DType;
+use tenure_weights::gguf::{GgufWriter, KvValue};
+
+const PROMPT: [u32; 20] = [7; 20];
+
+fn soon() -> Stop {
+    Stop::by(Deadline::after(Duration::from_secs(60)))
+}
+
+/// A file in the temporary folder, gone when it is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let path = std::env::temp_dir().join(format!("tenure-damaged-{}-{name}.gguf", std::process::id()));
+        std::fs::write(&path, bytes).expect("writable");
+        Temporary(path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A file left behind in the temporary folder harms nobody.
+        let _: std::io::Result<()> = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The file with the first scale of a tensor replaced.
+fn spoilt(path: &Path, tensor: &str, scale: u16) -> Vec<u8> {
+    let store = WeightStore::open(path).expect("a sound file");
+    let tensor = store.find(tensor).expect("is there");
+    let in_block = match tensor.spec().dtype {
+        DType::Q4K => 0,
+        DType::Q6K => 208,
+        other => panic!("not meant for {other}"),
+    };
+    let mut bytes = std::fs::read(path).expect("readable");
+    let at = tensor.offset() as usize + in_block;
+    bytes[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn scales_that_are_no_numbers_are_found_in_their_layer() {
+    let sound = fixture("qwen3-k.gguf");
+    let store = WeightStore::open(&sound).expect("a sound file");
+    let names: Vec<String> = store
+        .tensors()
+        .map(|tensor| tensor.spec())
+        .filter(|spec| [DType::Q4K, DType::Q6K].contains(&spec.dtype))
+        .map(|spec| spec.name.clone())
+        .collect();
+    let mut engines = vec![Engine::auto().expect("cpu")];
+    // Where there is a GPU, that as well; the tests of the device say so loudly where there is none.
+    engines.extend(Engine::vulkan(VulkanOptions::default()));
+    let checked = TextOptions { check_activations: true, batch: 8, ..TextOptions::default() };
+    for engine in &engines {
+        let (mut layers, mut heads) = (0, 0);
+        for name in &names {
+            for (what, scale) in [("nan", 0x7e00), ("inf", 0x7c00)] {
+                let file = Temporary::new(&format!("{name}-{what}"), &spoilt(&sound, name, scale));
+                let model = engine.load_text_with(&file.0, &checked, &LoadOptions::default()).expect("loads");
+                let mut session = model.session().expect("free");
+                let tied = name == "token_embd.weight";
+                match name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()) {
+                    Some(layer) => {
+                        for _ in 0..2 {
+                            let error = session.evaluate(&PROMPT, &soon()).expect_err("damaged");
+                            assert_eq!(
+                                (error.class().as_str(), error.kind()),
+                                ("NonFiniteActivation", ErrorKind::NonFinite)
+                            );
+                            assert!(error.to_string().contains(&format!("layer {layer} ")), "{name} {what}: {error}");
+                        }
+                        layers += 1;
+                    }
+                    // The first row of the table is a token that the prompt does not have, and the first logit.
+                    None => {
+                        let logits = session.evaluate(&PROMPT, &soon()).expect("no layer is damaged");
+                        assert!(!logits[0].is_finite(), "{name} {what}");
+                        assert!(tied || name == "output.weight", "{name}");
+                        heads += 1;
+                    }
+                }
+                drop(session);
+                // Unchecked, it is the sampler that refuses.
+                let model = engine.load_text(&file.0).expect("loads");
+                let mut session = model.session().expect("free");
+                let options = GenerateOptions {
+                    sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
+                    max_tokens: Some(4),
+                    ..GenerateOptions::default()
+                };
+                let answer = session.generate_with(Prompt::Tokens(PROMPT.to_vec()), options).expect("begins");
+                let error = answer.finish(Deadline::after(Duration::from_secs(60))).expect_err("damaged");
+                assert_eq!(error.class(), "NonFiniteLogits", "{name} {what}");
+            }
+        }
+        assert!(layers >= 8 && heads >= 2, "{layers} in layers, {heads} in heads");
+    }
+}
+
+#[test]
+fn checked_steps_give_the_same_bits_and_hold_what_is_planned() {
+    let engine = Engine::auto().expect("cpu");
+    let logits = |check_activations| {
+        let options = TextOptions { check_activations, batch: 8, sequences: 2, ..TextOptions::default() };
+        let store = Arc::new(WeightStore::open(fixture("gemma3-q4_0.gguf")).expect("a sound file"));
+        let plan = engine.plan::<Text>(&store, &options).expect("plans");
+        let planned = plan.footprint().total();
+        let reservation = engine.reserve(&plan, &soon()).expect("fits");
+        let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
+        assert_eq!(engine.report().allocated, planned);
+        let mut session = model.session().expect("free");
+        let logits: Vec<u32> =
+            session.evaluate(&PROMPT, &soon()).expect("sound").iter().map(|logit| logit.to_bits()).collect();
+        (logits, planned)
+    };
+    let (plain, checked) = (logits(false), logits(true));
+    assert_eq!(plain.0, checked.0);
+    assert!(checked.1 > plain.1, "what the layers give takes memory");
+}
+
+#[test]
+fn tensors_that_nobody_uses_are_counted() {
+    let engine = Engine::auto().expect("cpu");
+    let path = fixture("llama-f32.gguf");
+    let store = WeightStore::open(&path).expect("a sound file");
+    let mut golden: Option<Vec<f32>> = None;
+    for extra in [0, 1, 100_000] {
+        let mut writer = GgufWriter::new();
+        for (key, value) in store.metadata().expect("a GGUF").iter() {
+            writer = writer.kv(key, KvValue::from(value));
+        }
+        for tensor in store.tensors() {
+            let mut bytes = vec![0; tensor.bytes().get() as usize];
+            store.read_at(tensor, 0, &mut bytes).expect("readable");
+            let spec = tensor.spec();
+            writer = writer.tensor(spec.name.clone(), spec.dtype, spec.shape.clone(), bytes);
+        }
+        for index in 0..extra {
+            writer = writer.tensor(format!("extra.{index}.weight"), DType::F32, [2], vec![0; 8]);
+        }
+        let file = Temporary::new(&format!("extra-{extra}"), &writer.finish().expect("a sound file"));
+        let store = Arc::new(WeightStore::open(&file.0).expect("a sound file"));
+        let plan = engine.plan::<Text>(&store, &TextOptions::default()).expect("plans");
+        assert_eq!(plan.unused_tensors(), extra);
+        let reservation = engine.reserve(&plan, &soon()).expect("fits");
+        let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
+        let mut session = model.session().expect("free");
+        let logits = session.evaluate(&PROMPT, &soon()).expect("evaluates").to_vec();
+        let golden = golden.get_or_insert_with(|| logits.clone());
+        assert!(logits.iter().zip(&*golden).all(|(a, b)| a.to_bits() == b.to_bits()), "{extra} more tensors");
+    }
+}
