@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::simd::float::{self, Out};
-use tenure_cpu::simd::panels::{self, Act, Acts, Words};
+use tenure_cpu::simd::panels::{self, Act};
 use tenure_tensor::DType;
 
 const BLOCKS: [DType; 13] = [
@@ -62,7 +62,7 @@ fn products(c: &mut Criterion) {
                     // SAFETY: `result` has `rows` rows of `FEATURES` floats.
                     unsafe {
                         match panels::panel_bytes(dtype, COLS) {
-                            Some(_) => panels::matmul(isa, dtype, &weights, COLS, acts.of(), out),
+                            Some(_) => panels::matmul(isa, dtype, &weights, COLS, &acts, out),
                             None => float::matmul(isa, dtype, &weights, &x, COLS, out),
                         }
                     }
@@ -96,7 +96,7 @@ fn streams(c: &mut Criterion) {
                 b.iter(|| {
                     let out = Out { base: result.as_mut_ptr(), stride: features, features };
                     // SAFETY: `result` has `rows` rows of `features` floats.
-                    unsafe { panels::matmul(isa, dtype, packed, COLS, acts.of(), out) };
+                    unsafe { panels::matmul(isa, dtype, packed, COLS, &acts, out) };
                 });
             });
         }
@@ -104,24 +104,10 @@ fn streams(c: &mut Criterion) {
     group.finish();
 }
 
-/// Quantised rows.
-struct Quantized {
-    acts: Vec<Act>,
-    words: Vec<Words>,
-}
-
-impl Quantized {
-    fn of(&self) -> Acts<'_> {
-        Acts { blocks: &self.acts, words: &self.words }
-    }
-}
-
-fn quantized(isa: Isa, x: &[f32]) -> Quantized {
-    let blocks = x.len() / panels::BLOCK;
-    let mut acts = vec![bytemuck::Zeroable::zeroed(); blocks];
-    let mut words = vec![bytemuck::Zeroable::zeroed(); blocks];
-    panels::quantize(isa, x, &mut acts, &mut words);
-    Quantized { acts, words }
+fn quantized(isa: Isa, x: &[f32]) -> Vec<Act> {
+    let mut acts = vec![bytemuck::Zeroable::zeroed(); x.len() / panels::BLOCK];
+    panels::quantize(isa, x, &mut acts);
+    acts
 }
 
 fn rows(c: &mut Criterion) {
@@ -129,8 +115,8 @@ fn rows(c: &mut Criterion) {
     let x: Vec<f32> = (0..COLS).map(|i| (i % 61) as f32 - 30.0).collect();
     let mut group = c.benchmark_group("row");
     group.throughput(Throughput::Elements(COLS as u64));
-    let Quantized { mut acts, mut words } = quantized(isa, &x);
-    group.bench_function("quantize", |b| b.iter(|| panels::quantize(isa, &x, &mut acts, &mut words)));
+    let mut acts = quantized(isa, &x);
+    group.bench_function("quantize", |b| b.iter(|| panels::quantize(isa, &x, &mut acts)));
     let mut out = vec![0.0; COLS];
     group.bench_function("rms_norm", |b| b.iter(|| float::rms_norm(isa, &x, Some(&x), 1e-5, &mut out)));
     group.finish();

@@ -36,6 +36,8 @@ fn chat(arguments: &Arguments) -> Result<(), Refusal> {
     current.set(&loading);
     install(current.clone())?;
     let (model, _) = arguments.model.load(&engine, &arguments.model.options(1, 1), &loading)?;
+    // A model that cannot chat is refused before anybody has typed a question.
+    model.tokens(&Prompt::Chat(vec![Message::user("?")]))?;
     let mut session = model.session()?;
     let begins: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     let mut messages = begins.clone();

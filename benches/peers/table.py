@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the table of README.md from the records in benches/record: table.py RECORD.json [RECORD.json ...]"""
+"""Writes the tables of README.md from records in benches/record: table.py RECORD.json [RECORD.json ...]
+
+Records of compare.py make the table of speeds, one of agree.py that of exactness.
+"""
 
 import json
 import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BEGIN, END = "<!-- measured: benches/peers/table.py -->", "<!-- /measured -->"
+SPEEDS, EXACTNESS, END = "<!-- speeds: benches/peers/table.py -->", "<!-- exactness: benches/peers/table.py -->", "<!-- /table -->"
 
 
 def rows(record: dict) -> list[str]:
@@ -18,16 +21,9 @@ def rows(record: dict) -> list[str]:
     return lines
 
 
-def main() -> int:
-    records = []
-    for path in sys.argv[1:]:
-        with open(path, encoding="utf-8") as file:
-            records.append(json.load(file))
-    if not records:
-        raise SystemExit(__doc__)
+def speeds(records: list[dict]) -> list[str]:
     machine, settings = records[0]["machine"], records[0]["settings"]
-    lines = [
-        BEGIN,
+    return [
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; {settings['threads']} threads; "
         f"{records[0]['date'][:10]}. Tokens per second, medians of interleaved rounds; llama.cpp with the better of its "
         "flash attention on and off. `pp512`: a prompt of 512 tokens; `tg128`: 128 tokens one by one; `x8`: for 8 "
@@ -36,15 +32,44 @@ def main() -> int:
         "| file | test | Tenure | llama.cpp | ratio |",
         "| --- | --- | ---: | ---: | ---: |",
         *(row for record in records for row in rows(record)),
-        END,
     ]
+
+
+def exactness(record: dict) -> list[str]:
+    lines = [
+        "| file | prompt | tokens | error, Tenure | error, llama.cpp | greedy, Tenure | greedy, llama.cpp |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for result in record["results"]:
+        for case in result["cases"]:
+            lines.append("| {file} | {prompt} | {tokens} | {error_ours:.3f} | {error_peer:.3f} | {greedy_ours} | {greedy_peer} |".format(
+                file=result["file"], **case))
+    return lines
+
+
+def replace(text: str, begin: str, lines: list[str]) -> str:
+    before, rest = text.split(begin, 1)
+    return before + "\n".join([begin, *lines, END]) + rest.split(END, 1)[1]
+
+
+def main() -> int:
+    records = []
+    for path in sys.argv[1:]:
+        with open(path, encoding="utf-8") as file:
+            records.append(json.load(file))
+    if not records:
+        raise SystemExit(__doc__)
     readme = os.path.join(ROOT, "README.md")
     with open(readme, encoding="utf-8") as file:
         text = file.read()
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    compared = [record for record in records if "cases" not in record["results"][0]]
+    agreed = [record for record in records if "cases" in record["results"][0]]
+    if compared:
+        text = replace(text, SPEEDS, speeds(compared))
+    for record in agreed:
+        text = replace(text, EXACTNESS, exactness(record))
     with open(readme, "w", encoding="utf-8") as file:
-        file.write(before + "\n".join(lines) + after)
+        file.write(text)
     return 0
 
 

@@ -304,37 +304,37 @@ pub fn memory(engine: &Engine, planned: ByteSize) -> Value {
 #[allow(missing_docs)] // Each is the field of `SamplerParams` of that name.
 pub struct SamplerArgs {
     /// 0: always the most likely token.
-    #[arg(long, default_value_t = SamplerParams::default().temperature)]
+    #[arg(long, default_value_t = SamplerParams::default().temperature, allow_hyphen_values = true)]
     pub temp: f32,
     #[arg(long, default_value_t = SamplerParams::default().top_k, allow_hyphen_values = true)]
     pub top_k: i32,
-    #[arg(long, default_value_t = SamplerParams::default().top_p)]
+    #[arg(long, default_value_t = SamplerParams::default().top_p, allow_hyphen_values = true)]
     pub top_p: f32,
-    #[arg(long, default_value_t = SamplerParams::default().min_p)]
+    #[arg(long, default_value_t = SamplerParams::default().min_p, allow_hyphen_values = true)]
     pub min_p: f32,
-    #[arg(long, default_value_t = SamplerParams::default().typical_p)]
+    #[arg(long, default_value_t = SamplerParams::default().typical_p, allow_hyphen_values = true)]
     pub typical: f32,
     #[arg(long, default_value_t = SamplerParams::default().top_n_sigma, allow_hyphen_values = true)]
     pub top_n_sigma: f32,
-    #[arg(long, default_value_t = SamplerParams::default().xtc_probability)]
+    #[arg(long, default_value_t = SamplerParams::default().xtc_probability, allow_hyphen_values = true)]
     pub xtc_probability: f32,
-    #[arg(long, default_value_t = SamplerParams::default().xtc_threshold)]
+    #[arg(long, default_value_t = SamplerParams::default().xtc_threshold, allow_hyphen_values = true)]
     pub xtc_threshold: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dynatemp_range)]
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_range, allow_hyphen_values = true)]
     pub dynatemp_range: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dynatemp_exponent)]
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_exponent, allow_hyphen_values = true)]
     pub dynatemp_exp: f32,
     #[arg(long, default_value_t = SamplerParams::default().penalty_last_n, allow_hyphen_values = true)]
     pub repeat_last_n: i32,
-    #[arg(long, default_value_t = SamplerParams::default().penalty_repeat)]
+    #[arg(long, default_value_t = SamplerParams::default().penalty_repeat, allow_hyphen_values = true)]
     pub repeat_penalty: f32,
     #[arg(long, default_value_t = SamplerParams::default().penalty_freq, allow_hyphen_values = true)]
     pub frequency_penalty: f32,
     #[arg(long, default_value_t = SamplerParams::default().penalty_present, allow_hyphen_values = true)]
     pub presence_penalty: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dry_multiplier)]
+    #[arg(long, default_value_t = SamplerParams::default().dry_multiplier, allow_hyphen_values = true)]
     pub dry_multiplier: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dry_base)]
+    #[arg(long, default_value_t = SamplerParams::default().dry_base, allow_hyphen_values = true)]
     pub dry_base: f32,
     #[arg(long, default_value_t = SamplerParams::default().dry_allowed_length)]
     pub dry_allowed_length: u32,
@@ -344,10 +344,10 @@ pub struct SamplerArgs {
     #[arg(long, default_value = "0", value_parser = ["0", "2"])]
     pub mirostat: String,
     /// Mirostat's target surprise.
-    #[arg(long, default_value_t = SamplerParams::default().mirostat_tau)]
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_tau, allow_hyphen_values = true)]
     pub mirostat_ent: f32,
     /// Mirostat's learning rate.
-    #[arg(long, default_value_t = SamplerParams::default().mirostat_eta)]
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_eta, allow_hyphen_values = true)]
     pub mirostat_lr: f32,
     /// TOKEN=BIAS, added to that token's logit; may be given several times.
     #[arg(long, value_parser = bias, allow_hyphen_values = true)]

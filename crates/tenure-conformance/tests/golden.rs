@@ -22,9 +22,9 @@ fn nmse(got: &[f32], want: &[f32]) -> f64 {
     error / want.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()
 }
 
-/// Plain weights and an f32 cache leave only rounding; 8-bit activations leave their own error.
+/// Plain weights and an f32 cache leave only rounding; activations in 14 bits leave their own error.
 fn bound(name: &str) -> f64 {
-    if name.ends_with("-f32") || name.ends_with("-f16") || name.ends_with("-bf16") { 1e-9 } else { 5e-3 }
+    if name.ends_with("-f32") || name.ends_with("-f16") || name.ends_with("-bf16") { 1e-9 } else { 1e-5 }
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn every_position_of_a_prompt_has_its_logits() {
                 .evaluate_each(&case.tokens, case.tokens.len(), &soon(), |position, logits| {
                     let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
                     let error = (sum.ln() - f64::from(case.position_logsumexp[position])).abs();
-                    let bound = if bound(&name) < 1e-6 { 1e-3 } else { 0.5 };
+                    let bound = if bound(&name) < 1e-6 { 1e-3 } else { 1e-2 };
                     assert!(error < bound, "{name} {} at {position}: {error}", case.name);
                     assert_eq!(position, seen);
                     seen += 1;

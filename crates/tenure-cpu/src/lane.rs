@@ -10,10 +10,11 @@ use tenure_tensor::ByteSize;
 use crate::layout::{Layout, Scratch, is_panels};
 use crate::lower::lower;
 use crate::raw::claims::Claims;
-use crate::raw::interpreter::{Base, Interpreter, Kv, Weight};
+use crate::raw::interpreter::{Base, Interpreter, Kv};
 use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
+use crate::raw::weight::Weight;
 use crate::simd::{Isa, attention};
 
 pub(crate) struct CpuLane {

@@ -66,8 +66,6 @@ pub(crate) struct Scratch {
     pub(crate) ropes: Vec<(usize, usize)>,
     /// Quantised rows.
     pub(crate) quantized: usize,
-    /// The same in 16 bits.
-    pub(crate) words: usize,
     /// Each member's own room for attention.
     pub(crate) attention: usize,
     /// Bytes of one member's room.
@@ -94,8 +92,7 @@ impl Scratch {
         };
         let ropes =
             lowered.ropes.iter().map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims)).collect();
-        let quantized_bytes = panels::act_bytes(lowered.quantized_rows, lowered.quantized_cols);
-        let (quantized, words) = (take(quantized_bytes), take(quantized_bytes));
+        let quantized = take(panels::act_bytes(lowered.quantized_rows, lowered.quantized_cols));
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(attention::CHUNK);
@@ -110,16 +107,6 @@ impl Scratch {
         let attention_bytes = attention_bytes.next_multiple_of(64);
         let attention_at = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch {
-            ropes,
-            quantized,
-            words,
-            attention: attention_at,
-            attention_bytes,
-            partials,
-            chunks,
-            split_rows,
-            bytes: end,
-        }
+        Scratch { ropes, quantized, attention: attention_at, attention_bytes, partials, chunks, split_rows, bytes: end }
     }
 }

@@ -119,7 +119,7 @@ pub(crate) struct Lowered {
     pub(crate) quantized_rows: usize,
 }
 
-/// Lowers `plan`; `packed` tells which weights are multiplied with in 8-bit integers.
+/// Lowers `plan`; `packed` tells which weights are multiplied with in integers.
 pub(crate) fn lower(plan: &Plan, packed: &dyn Fn(WeightId) -> bool) -> Lowered {
     let mut lowering = Lowering {
         plan,

@@ -2,7 +2,7 @@
 
 use tenure_cpu::simd::Isa;
 use tenure_cpu::simd::float::Out;
-use tenure_cpu::simd::panels::{self, Act, Acts, Words};
+use tenure_cpu::simd::panels::{self, Act};
 use tenure_tensor::{DType, codec};
 
 const PANEL_TYPES: [DType; 13] = [
@@ -80,38 +80,18 @@ fn matrix(dtype: DType, n: usize, cols: usize, numbers: &mut Numbers) -> (Vec<u8
     (packed, plain)
 }
 
-/// Quantised rows.
-struct Quantized {
-    acts: Vec<Act>,
-    words: Vec<Words>,
-}
-
-impl Quantized {
-    /// So many block columns, from one on.
-    fn blocks(&self, first: usize, count: usize) -> Acts<'_> {
-        Acts { blocks: &self.acts[first..first + count], words: &self.words[first..first + count] }
+fn quantized(isa: Isa, x: &[f32], cols: usize) -> Vec<Act> {
+    let zero = bytemuck::Zeroable::zeroed();
+    let mut acts: Vec<Act> = vec![zero; x.len() / panels::BLOCK];
+    for (x, acts) in x.chunks_exact(cols).zip(acts.chunks_exact_mut(cols / panels::BLOCK)) {
+        panels::quantize(isa, x, acts);
     }
-
-    fn all(&self) -> Acts<'_> {
-        self.blocks(0, self.acts.len())
-    }
-}
-
-fn quantized(isa: Isa, x: &[f32], cols: usize) -> Quantized {
-    let blocks = x.len() / panels::BLOCK;
-    let mut acts: Vec<Act> = vec![bytemuck::Zeroable::zeroed(); blocks];
-    let mut words: Vec<Words> = vec![bytemuck::Zeroable::zeroed(); blocks];
-    let per_row = cols / panels::BLOCK;
-    let rows = acts.chunks_exact_mut(per_row).zip(words.chunks_exact_mut(per_row));
-    for (x, (acts, words)) in x.chunks_exact(cols).zip(rows) {
-        panels::quantize(isa, x, acts, words);
-    }
-    Quantized { acts, words }
+    acts
 }
 
 /// Products by panels, with sentinels around the result.
-fn product(isa: Isa, dtype: DType, packed: &[u8], n: usize, cols: usize, acts: Acts<'_>) -> Vec<f32> {
-    let rows = acts.blocks.len() / (cols / panels::BLOCK);
+fn product(isa: Isa, dtype: DType, packed: &[u8], n: usize, cols: usize, acts: &[Act]) -> Vec<f32> {
+    let rows = acts.len() / (cols / panels::BLOCK);
     let stride = n + 3;
     let mut out = vec![f32::NAN; rows * stride];
     let target = Out { base: out.as_mut_ptr(), stride, features: n };
@@ -164,9 +144,9 @@ fn products_are_exact_on_the_quantised_activations() {
                 let (packed, plain) = matrix(dtype, n, cols, &mut numbers);
                 let x = numbers.floats(rows * cols);
                 let acts = quantized(isa, &x, cols);
-                let got = product(isa, dtype, &packed, n, cols, acts.all());
+                let got = product(isa, dtype, &packed, n, cols, &acts);
                 // What the activations stand for.
-                let meant: Vec<f64> = acts.acts.iter().flat_map(|act| act.values()).collect();
+                let meant: Vec<f64> = acts.iter().flat_map(|act| act.values()).collect();
                 let (mut error, mut norm) = (0.0f64, 0.0f64);
                 for row in 0..rows {
                     for feature in 0..n {
@@ -216,7 +196,7 @@ fn the_largest_quants_do_not_overflow() {
                     let x: Vec<f32> = (0..cols).map(|k| if k % 7 == 6 { -sign } else { sign }).collect();
                     let constant = vec![sign; cols];
                     for x in [x, constant] {
-                        let got = product(isa, dtype, &packed, 1, cols, quantized(isa, &x, cols).all())[0];
+                        let got = product(isa, dtype, &packed, 1, cols, &quantized(isa, &x, cols))[0];
                         let want: f64 = plain.iter().zip(&x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
                         let size: f64 = plain.iter().map(|&w| f64::from(w).abs()).sum();
                         assert!((f64::from(got) - want).abs() <= 1e-4 * size, "{isa:?} {dtype} {fill:x}: {got} {want}");
@@ -235,12 +215,38 @@ fn a_row_gets_the_same_bits_whatever_is_computed_beside_it() {
         for dtype in PANEL_TYPES {
             let (packed, _) = matrix(dtype, n, cols, &mut numbers);
             let acts = quantized(isa, &numbers.floats(11 * cols), cols);
-            let all = product(isa, dtype, &packed, n, cols, acts.all());
-            for row in 0..11 {
-                let per_row = cols / panels::BLOCK;
-                let alone = product(isa, dtype, &packed, n, cols, acts.blocks(row * per_row, per_row));
+            let all = product(isa, dtype, &packed, n, cols, &acts);
+            for (row, acts) in acts.chunks_exact(cols / panels::BLOCK).enumerate() {
+                let alone = product(isa, dtype, &packed, n, cols, acts);
                 let same = alone.iter().zip(&all[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{isa:?} {dtype} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_no_numbers_show_and_the_smallest_do_no_harm() {
+    let mut numbers = Numbers(5);
+    for isa in Isa::available() {
+        for dtype in PANEL_TYPES {
+            // Rows for the kernels of few rows, and of many.
+            for rows in [1, 3, 5] {
+                let (n, cols) = (17, 512);
+                let (packed, _) = matrix(dtype, n, cols, &mut numbers);
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut x = numbers.floats(rows * cols);
+                    x[(rows - 1) * cols + 300] = bad;
+                    let got = product(isa, dtype, &packed, n, cols, &quantized(isa, &x, cols));
+                    let (sound, spoilt) = got.split_at((rows - 1) * n);
+                    assert!(sound.iter().all(|x| x.is_finite()), "{isa:?} {dtype}: {bad} spreads to other rows");
+                    assert!(spoilt.iter().all(|x| !x.is_finite()), "{isa:?} {dtype}: {bad} is lost");
+                }
+                for tiny in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e-30, 1e-29] {
+                    let x: Vec<f32> = numbers.floats(rows * cols).iter().map(|x| x.signum() * tiny).collect();
+                    let got = product(isa, dtype, &packed, n, cols, &quantized(isa, &x, cols));
+                    assert!(got.iter().all(|x| x.abs() <= 1e-23), "{isa:?} {dtype}: {tiny:e} gives {got:?}");
+                }
             }
         }
     }

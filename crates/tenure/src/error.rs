@@ -81,8 +81,8 @@ pub(crate) enum Cause {
     EmptyPrompt,
     #[error("token {token} is outside the vocabulary of {vocab}")]
     TokenOutOfRange { token: u32, vocab: usize },
-    #[error("option {field} is {value}")]
-    BadParameter { field: &'static str, value: String },
+    #[error("{field} is {value}; {possible}")]
+    BadParameter { field: &'static str, value: String, possible: String },
     #[error("all {sequences} sequences of the model are in use")]
     NoFreeSequence { sequences: usize },
     #[error("the model's file has no chat template")]

@@ -35,6 +35,40 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Sessions of one model run on threads of their own and share its passes over the weights; an answer can be cancelled
+//! from anywhere:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tenure::{Cancel, Deadline, Engine, ErrorKind, GenerateOptions, LoadOptions, TextOptions};
+//!
+//! # fn main() -> Result<(), tenure::Error> {
+//! let options = TextOptions { sequences: 2, ..TextOptions::default() };
+//! let model = Engine::auto()?.load_text_with("model.gguf", &options, &LoadOptions::default())?;
+//! let cancel = Cancel::new();
+//! std::thread::scope(|scope| {
+//!     for question in ["Why is the sky blue?", "Why is grass green?"] {
+//!         let options = GenerateOptions { cancel: cancel.clone(), ..GenerateOptions::default() };
+//!         let mut session = model.session()?;
+//!         scope.spawn(move || {
+//!             let mut answer = session.generate_with(question, options)?;
+//!             loop {
+//!                 match answer.next(Deadline::after(Duration::from_secs(10))) {
+//!                     Ok(Some(piece)) => print!("{}", piece.text),
+//!                     Ok(None) => return Ok(()),
+//!                     Err(error) if error.kind() == ErrorKind::Cancelled => return Ok(()),
+//!                     Err(error) => return Err(error),
+//!                 }
+//!             }
+//!         });
+//!     }
+//!     std::thread::sleep(Duration::from_secs(1));
+//!     cancel.cancel();
+//!     Ok(())
+//! })
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod engine;
@@ -59,7 +93,9 @@ pub use engine::{Engine, LoadOptions, LoadPlan};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
 pub use tenure_cpu::{Cpu, CpuOptions};
-pub use tenure_device::{Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop};
+pub use tenure_device::{
+    BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop,
+};
 pub use tenure_graph::KvType;
 pub use tenure_models::{TextArchitecture, TextConfig};
 pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};

@@ -1,6 +1,6 @@
 //! Runs a lowered plan over raw memory.
 //!
-//! All unsafety of the interpreter is here: it turns the plan's spans into slices. What makes that sound:
+//! It turns the plan's spans into slices. What makes that sound:
 //! the verifier proved that steps read only what they wrote, the lowering put steps that could touch each other's
 //! rows into different phases, barriers divide the phases, and [`Interpreter::run`] checks every run-time index
 //! (token, position, block, row) against the memory before anything starts.
@@ -8,17 +8,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tenure_device::{Exec, HostBytes, Lease, RunError, StepInputs, StepRows, Stop, check_all, check_read};
+use tenure_device::{Exec, Lease, RunError, StepInputs, StepRows, Stop, check_all, check_read};
 use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
-use tenure_tensor::{DType, codec};
 
-use crate::layout::{Layout, Scratch};
-use crate::lower::{AttentionOp, Lowered, MatMulOp, Phase, RowOp};
+use crate::layout::Scratch;
+use crate::lower::{Lowered, MatMulOp, Phase, RowOp};
 use crate::raw::claims::Claims;
 use crate::raw::team::{Broken, Member, Team};
-use crate::simd::attention::{self, HeadsOut, KvView, Queries, Scoring};
+use crate::raw::weight::Weight;
+use crate::simd::attention::CHUNK;
 use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
+
+mod attention;
 
 /// A plan bound to memory.
 pub(crate) struct Interpreter {
@@ -51,12 +53,6 @@ unsafe impl Send for Base {}
 // SAFETY: as above.
 unsafe impl Sync for Base {}
 
-/// A weight's bytes.
-pub(crate) enum Weight {
-    Resident { base: Base, bytes: usize, layout: Layout, cols: usize, rows: usize, dtype: DType },
-    Mapped { bytes: Arc<dyn HostBytes>, cols: usize, rows: usize, dtype: DType },
-}
-
 /// The KV cache.
 pub(crate) struct Kv {
     pub(crate) base: Base,
@@ -83,7 +79,7 @@ impl Exec for Interpreter {
         step.check(&self.plan, self.kv.blocks, &mut self.written)?;
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let run = Run {
-            split: step.tokens.len() <= self.scratch.split_rows && longest > attention::CHUNK,
+            split: step.tokens.len() <= self.scratch.split_rows && longest > CHUNK,
             halt_after: AtomicUsize::new(usize::MAX),
             me: self,
             step,
@@ -155,61 +151,6 @@ impl Interpreter {
 
     fn vector(&self, id: WeightId) -> &[f32] {
         self.weight(id).vector()
-    }
-}
-
-impl Weight {
-    /// The bytes as they are held.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        match self {
-            // SAFETY: written by the load, read-only from then on, inside the lease the interpreter holds.
-            Weight::Resident { base, bytes, .. } => unsafe { std::slice::from_raw_parts(base.0, *bytes) },
-            Weight::Mapped { bytes, .. } => bytes.bytes(),
-        }
-    }
-
-    /// The f32 elements of a vector.
-    pub(crate) fn vector(&self) -> &[f32] {
-        bytemuck::try_cast_slice(self.bytes()).unwrap_or_default()
-    }
-
-    fn cols(&self) -> usize {
-        match *self {
-            Weight::Resident { cols, .. } | Weight::Mapped { cols, .. } => cols,
-        }
-    }
-
-    fn rows(&self) -> usize {
-        match *self {
-            Weight::Resident { rows, .. } | Weight::Mapped { rows, .. } => rows,
-        }
-    }
-
-    fn dtype(&self) -> DType {
-        match *self {
-            Weight::Resident { dtype, .. } | Weight::Mapped { dtype, .. } => dtype,
-        }
-    }
-
-    fn is_panels(&self) -> bool {
-        match self {
-            Weight::Resident { layout, .. } => *layout == Layout::Panels,
-            Weight::Mapped { .. } => false,
-        }
-    }
-
-    /// Copies one row as f32.
-    fn look_up(&self, row: usize, out: &mut [f32]) {
-        let (dtype, cols) = (self.dtype(), self.cols());
-        if self.is_panels() {
-            let panel = panels::panel_bytes(dtype, cols).unwrap_or(0);
-            let at = row / panels::ROWS * panel;
-            panels::dequantize_row(dtype, &self.bytes()[at..at + panel], row % panels::ROWS, out);
-        } else if let Some(stride) = dtype.row_bytes(cols) {
-            let bytes = &self.bytes()[row * stride..(row + 1) * stride];
-            // The type was accepted when the plan was made.
-            let _: Result<(), codec::CodecError> = codec::dequantize(dtype, bytes, out);
-        }
     }
 }
 
@@ -309,13 +250,9 @@ impl Run<'_> {
             }
             RowOp::Quantize { x } => {
                 let x = read(x);
-                let (acts, words) = me.acts(row, x.len());
-                let blocks = x.len() / panels::BLOCK;
                 // SAFETY: a row of the quantised rows, which this member alone has.
-                let (acts, words) = unsafe {
-                    (std::slice::from_raw_parts_mut(acts, blocks), std::slice::from_raw_parts_mut(words, blocks))
-                };
-                panels::quantize(isa, x, acts, words);
+                let acts = unsafe { std::slice::from_raw_parts_mut(me.acts(row, x.len()), x.len() / panels::BLOCK) };
+                panels::quantize(isa, x, acts);
             }
         }
     }
@@ -367,12 +304,7 @@ impl Run<'_> {
             // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
             // quantised in an earlier phase.
             unsafe {
-                let (acts, words) = me.acts(0, cols);
-                let blocks = count_rows * (cols / panels::BLOCK);
-                let acts = panels::Acts {
-                    blocks: std::slice::from_raw_parts(acts, blocks),
-                    words: std::slice::from_raw_parts(words, blocks),
-                };
+                let acts = std::slice::from_raw_parts(me.acts(0, cols), count_rows * (cols / panels::BLOCK));
                 let out = Out { base: out.add(features.start), stride, features: features.len() };
                 panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
             }
@@ -411,135 +343,6 @@ impl Run<'_> {
     }
 }
 
-impl Run<'_> {
-    /// The cache of one head of a layer, as a row's sequence has it.
-    fn view(&self, op: &AttentionOp, head: usize, row: usize) -> KvView<'_> {
-        let me = self.me;
-        let (start, stride) = me.kv.layers[op.layer.index()];
-        let head_bytes = stride / me.plan.kv_layer(op.layer).heads;
-        // SAFETY: inside the cache; see `CpuLane::bind`.
-        let base = unsafe { me.kv.base.0.add(start + head * head_bytes) };
-        KvView { base, stride, blocks: self.table(row), kv: me.kv.kv }
-    }
-
-    /// The query heads of some rows that share one KV head.
-    fn queries(&self, op: &AttentionOp, kv_head: usize, rows: std::ops::Range<usize>) -> Queries<'_> {
-        let layer = self.me.plan.kv_layer(op.layer);
-        let group = op.heads / layer.heads;
-        let stride = op.heads * layer.head_dim;
-        let first = kv_head * group * layer.head_dim;
-        // SAFETY: rows of the step, written in an earlier phase.
-        let q = unsafe {
-            let base = self.me.value(op.q).0.add(rows.start * stride);
-            std::slice::from_raw_parts(base, rows.len() * stride)
-        };
-        Queries { q: &q[first..], stride, group, positions: &self.step.positions[rows] }
-    }
-
-    /// Rows of one KV head that are computed together: enough that a converted block of the cache serves many queries.
-    fn attention_tile(&self, op: &AttentionOp) -> usize {
-        (attention::MAX_QUERIES / (op.heads / self.me.plan.kv_layer(op.layer).heads)).max(1)
-    }
-
-    /// Parts of an attention that are claimed separately.
-    fn attention_units(&self, op: &AttentionOp) -> usize {
-        let (rows, heads) = (self.step.tokens.len(), self.me.plan.kv_layer(op.layer).heads);
-        if self.split { rows * heads * self.me.scratch.chunks } else { rows.div_ceil(self.attention_tile(op)) * heads }
-    }
-
-    fn attention(&self, op: &AttentionOp, member: Member<'_>, claims: &Claims) {
-        let me = self.me;
-        let layer = me.plan.kv_layer(op.layer);
-        let scoring = op.scoring(layer.head_dim);
-        let scratch = me.attention_scratch(member.index);
-        let rows = self.step.tokens.len();
-        let (tile, chunks) = (self.attention_tile(op), me.scratch.chunks);
-        while let Some(claimed) = claims.claim(member.index, 1) {
-            let unit = claimed.start;
-            if self.split {
-                let (row, rest) = (unit / (layer.heads * chunks), unit % (layer.heads * chunks));
-                self.one_chunk(op, &scoring, row, rest / chunks, rest % chunks, scratch);
-            } else {
-                let (first, head) = (unit / layer.heads * tile, unit % layer.heads);
-                self.some_rows(op, &scoring, first..(first + tile).min(rows), head, scratch);
-            }
-        }
-    }
-
-    /// All positions, for some rows of one KV head; rows of one sequence are computed together.
-    fn some_rows(
-        &self,
-        op: &AttentionOp,
-        scoring: &Scoring,
-        rows: std::ops::Range<usize>,
-        kv_head: usize,
-        scratch: &mut [f32],
-    ) {
-        let me = self.me;
-        let group = op.heads / me.plan.kv_layer(op.layer).heads;
-        let stride = op.heads * scoring.head_dim;
-        let mut first = rows.start;
-        while first < rows.end {
-            let same = |&row: &usize| self.step.tables[row] == self.step.tables[first];
-            let end = (first..rows.end).take_while(same).count() + first;
-            let queries = self.queries(op, kv_head, first..end);
-            // SAFETY: the cache is written in other phases only; these heads of these rows belong to this unit.
-            unsafe {
-                let base = me.value(op.out).0.add(first * stride + kv_head * group * scoring.head_dim);
-                let out = HeadsOut { base, stride };
-                attention::attention(me.isa, scoring, &self.view(op, kv_head, first), &queries, scratch, out);
-            }
-            first = end;
-        }
-    }
-
-    /// One chunk of positions, for one KV head of one row.
-    fn one_chunk(
-        &self,
-        op: &AttentionOp,
-        scoring: &Scoring,
-        row: usize,
-        kv_head: usize,
-        chunk: usize,
-        scratch: &mut [f32],
-    ) {
-        if !attention::chunks(scoring, self.step.positions[row]).contains(&chunk) {
-            return;
-        }
-        let queries = self.queries(op, kv_head, row..row + 1);
-        // SAFETY: the cache is written in other phases only; this chunk of these heads belongs to this unit.
-        unsafe {
-            let partials = self.me.partials(op, row, kv_head, chunk);
-            let view = self.view(op, kv_head, row);
-            attention::attention_chunk(self.me.isa, scoring, &view, &queries, chunk, scratch, partials);
-        }
-    }
-
-    /// Joins the chunks of a row's heads.
-    fn merge(&self, op: &AttentionOp, row: usize, out: &mut [f32]) {
-        let me = self.me;
-        let layer = me.plan.kv_layer(op.layer);
-        let (head_dim, group) = (layer.head_dim, op.heads / layer.heads);
-        let chunks = attention::chunks(&op.scoring(head_dim), self.step.positions[row]);
-        let one = attention::partial_floats(head_dim);
-        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            // SAFETY: written in the phase before, chunk after chunk of a KV head.
-            let partials = unsafe {
-                let first = me.partial(op, row, head / group, chunks.start);
-                let len = (chunks.len() - 1) * group * one + one;
-                std::slice::from_raw_parts(first.add(head % group * one), len)
-            };
-            attention::merge(me.isa, head_dim, partials, group * one, chunks.len(), out);
-        }
-    }
-}
-
-impl AttentionOp {
-    fn scoring(&self, head_dim: usize) -> Scoring {
-        Scoring { head_dim, scale: self.scale, softcap: self.softcap, window: self.window }
-    }
-}
-
 impl Interpreter {
     #[allow(clippy::mut_from_ref)]
     fn rope_table(&self, table: usize, row: usize) -> &mut [f32] {
@@ -553,57 +356,11 @@ impl Interpreter {
     }
 
     /// The first quantised activations of a row, where rows have `cols` columns.
-    fn acts(&self, row: usize, cols: usize) -> (*mut panels::Act, *mut panels::Words) {
-        let first = row * (cols / panels::BLOCK);
+    fn acts(&self, row: usize, cols: usize) -> *mut panels::Act {
         // SAFETY: inside the scratch, which has room for the widest quantised rows of a whole step.
         unsafe {
-            let acts = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
-            let words = self.scratch_base.0.add(self.scratch.words).cast::<panels::Words>();
-            (acts.add(first), words.add(first))
-        }
-    }
-
-    #[allow(clippy::mut_from_ref)]
-    fn attention_scratch(&self, member: usize) -> &mut [f32] {
-        // SAFETY: inside the scratch; each member has its own.
-        unsafe {
-            let base = self.scratch_base.0.add(self.scratch.attention + member * self.scratch.attention_bytes);
-            std::slice::from_raw_parts_mut(base.cast(), self.scratch.attention_bytes / size_of::<f32>())
-        }
-    }
-
-    /// Partial results of the query heads of one KV head, for one chunk of one row.
-    ///
-    /// # Safety
-    /// Only the caller touches them meanwhile.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn partials(&self, op: &AttentionOp, row: usize, kv_head: usize, chunk: usize) -> &mut [f32] {
-        let layer = self.plan.kv_layer(op.layer);
-        let floats = op.heads / layer.heads * attention::partial_floats(layer.head_dim);
-        // SAFETY: inside the scratch; the caller upholds the rest.
-        unsafe { std::slice::from_raw_parts_mut(self.partial(op, row, kv_head, chunk), floats) }
-    }
-
-    /// Where [`partials`](Self::partials) begin; those of the following chunks lie behind them.
-    fn partial(&self, op: &AttentionOp, row: usize, kv_head: usize, chunk: usize) -> *mut f32 {
-        let layer = self.plan.kv_layer(op.layer);
-        let floats = op.heads / layer.heads * attention::partial_floats(layer.head_dim);
-        let at = ((row * layer.heads + kv_head) * self.scratch.chunks + chunk) * floats;
-        // SAFETY: inside the scratch, which has `rows * heads * chunks` partials.
-        unsafe { self.scratch_base.0.add(self.scratch.partials).cast::<f32>().add(at) }
-    }
-
-    fn kv_store(&self, layer: usize, block: usize, position: usize, k: &[f32], v: &[f32]) {
-        let (start, stride) = self.kv.layers[layer];
-        let heads = self.plan.kv_layers()[layer].heads;
-        let head_dim = k.len() / heads;
-        for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
-            // SAFETY: inside the cache; `check` made sure that no two rows write one position, and attention reads in
-            // another phase.
-            unsafe {
-                let base = self.kv.base.0.add(start + block * stride + head * (stride / heads));
-                attention::store(self.kv.kv, base, position, k, v);
-            }
+            let base = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
+            base.add(row * (cols / panels::BLOCK))
         }
     }
 }

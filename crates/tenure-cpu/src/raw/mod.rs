@@ -6,3 +6,4 @@ pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod segment;
 pub(crate) mod team;
+pub(crate) mod weight;

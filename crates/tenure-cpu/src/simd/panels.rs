@@ -11,9 +11,10 @@
 //! | 2 bits | 2 | line `g % 2`, bits `2 * (g / 2)` |
 //! | 1 bit | 1 | bit `g` |
 //!
-//! Activations are quantised to 8 bits with a scale for every 8 columns ([`Act`]); a product is exact in integers within
-//! the columns that share a scale of weights, and these parts of an output are added in order of column, whatever is
-//! computed beside it.
+//! Activations are quantised to 14 bits with one unit for 256 columns ([`Act`]), so that a model's logits are, but for
+//! hundredths, those of activations in f32. Products are exact in integers within the columns that share a scale; a
+//! format's integer scales within a superblock are part of that. These parts of an output are added in order of column,
+//! whatever is computed beside it.
 
 use half::f16;
 use tenure_tensor::DType;
@@ -27,45 +28,26 @@ pub const ROWS: usize = 16;
 pub const BLOCK: usize = 32;
 /// Columns that share a scale of weights where blocks of 32 have two.
 const HALF: usize = BLOCK / 2;
-/// Columns that share a scale of activations.
-const QUARTER: usize = BLOCK / 4;
-/// The largest scale of activations, in units.
-const STEPS: f32 = 127.0;
-/// Block columns of a superblock.
+/// Block columns of a superblock, and of the columns that share a unit of activations.
 const SUPER: usize = 8;
+/// The largest activation in units.
+const LARGEST: f32 = 8191.0;
 
-/// 32 activations in 8 bits. Every 8 have a scale of their own, a whole number of the block's unit, which an integer
-/// product takes in: a large activation costs the precision of 7 others only, and the error of a model's logits is
-/// little more than half of what it is with one scale for 32.
-///
-/// They fill a cache line: products of many rows read them again and again.
-#[repr(C, align(64))]
+/// 32 activations in 14 bits.
+#[repr(C, align(32))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Act {
-    /// `round(x / (unit * steps))`.
-    q: [i8; BLOCK],
-    /// The scale of each quarter in units, from 1 to [`STEPS`], twice.
-    steps: [[i16; 2]; BLOCK / QUARTER],
+    /// `round(x / unit)`; the four of a group in the order 0, 2, 1, 3, as the even and the odd bytes of weights meet them.
+    words: [i16; BLOCK],
     /// The unit.
     unit: f32,
     /// Sum of the activations.
     total: f32,
     /// Sums of the halves.
     halves: [f32; 2],
-}
-
-/// The same 32 activations in 16 bits, `q` times its steps: for weights that fill a signed byte.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Words([i16; BLOCK]);
-
-/// Quantised rows, one after the other.
-#[derive(Clone, Copy)]
-pub struct Acts<'a> {
-    /// An [`Act`] for each 32 columns of each row.
-    pub blocks: &'a [Act],
-    /// As many [`Words`].
-    pub words: &'a [Words],
+    /// The same in units.
+    sums: [i32; 2],
+    _fill: [u32; 2],
 }
 
 impl Act {
@@ -78,15 +60,22 @@ impl Act {
     /// An activation in units.
     #[inline(always)]
     fn word(&self, k: usize) -> i16 {
-        i16::from(self.q[k]) * self.steps[k / QUARTER][0]
+        self.words[place(k)]
     }
 
     /// Puts what follows from the unit and the sums of the halves in units.
     #[inline(always)]
-    fn set_sums(&mut self, halves: [i32; 2]) {
-        self.halves = halves.map(|sum| sum as f32 * self.unit);
-        self.total = (halves[0] + halves[1]) as f32 * self.unit;
+    fn set_sums(&mut self, sums: [i32; 2]) {
+        self.sums = sums;
+        self.halves = sums.map(|sum| sum as f32 * self.unit);
+        self.total = (sums[0] + sums[1]) as f32 * self.unit;
     }
+}
+
+/// Where in [`Act::words`] a column is.
+#[inline(always)]
+const fn place(k: usize) -> usize {
+    k & !3 | (k & 1) << 1 | (k & 2) >> 1
 }
 
 /// How a format's blocks are held in a panel.
@@ -180,6 +169,37 @@ impl Format {
             Scales::Blocks => 32 + 128,
             Scales::BlocksMin => 64 + 256,
         }
+    }
+
+    /// The largest magnitude that a quant stands for.
+    const fn largest_value(self) -> i64 {
+        match self.values {
+            Values::Less(n) => 1 << n,
+            Values::Plain => (1 << (4 * self.four as usize + 2 * self.two as usize + self.one as usize)) - 1,
+            Values::Signed | Values::Table => 128,
+            Values::SmallTable => 12,
+        }
+    }
+
+    /// The largest magnitude of an integer scale.
+    const fn largest_scale(self) -> i64 {
+        match self.scales {
+            Scales::Block | Scales::BlockMin | Scales::Exponent => 1,
+            Scales::Halves => 128,
+            Scales::HalvesMin => 15,
+            Scales::Blocks => 32,
+            Scales::BlocksMin => 63,
+        }
+    }
+
+    /// Block columns whose products, with their integer scales, are added in 32 bits: what surely fits, of a superblock.
+    const fn together(self) -> usize {
+        let one = self.largest_value() * self.largest_scale() * LARGEST as i64 * BLOCK as i64;
+        let mut blocks = self.blocks();
+        while blocks as i64 * one > i32::MAX as i64 {
+            blocks /= 2;
+        }
+        blocks
     }
 
     /// Bytes from one (super)block column to the next.
@@ -374,11 +394,7 @@ pub fn dequantize_row(dtype: DType, panel: &[u8], row: usize, out: &mut [f32]) {
             for (k, out) in out.iter_mut().enumerate() {
                 let scale = scale(format, trailer, row, b, k / HALF);
                 let value = value(format, &piece[b * planes..], row, k) as f32;
-                *out = match format.scales {
-                    Scales::BlockMin => value * scale.0 + scale.1,
-                    Scales::HalvesMin | Scales::BlocksMin => value * scale.0 - scale.1,
-                    Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => scale.0 * value,
-                };
+                *out = value * scale.0 + scale.1;
             }
         }
     }
@@ -414,71 +430,99 @@ fn value(format: Format, planes: &[u8], row: usize, k: usize) -> i32 {
 }
 
 /// Scale and minimum of one half of a block.
+#[inline(always)]
 fn scale(format: Format, trailer: &[u8], row: usize, b: usize, half: usize) -> (f32, f32) {
-    let float = |slot: usize| {
-        let at = 32 * slot + 2 * row;
-        f16::from_le_bytes([trailer[at], trailer[at + 1]]).to_f32()
-    };
-    let byte = |at: usize, i: usize| trailer[at + ROWS * i + row];
+    let (steps, min) = (steps(format, trailer, row, b, half) as f32, min(format, trailer, row, b, half));
+    (unit_scale(format, trailer, row) * steps, min)
+}
+
+/// The scale of a block or superblock.
+#[inline(always)]
+fn unit_scale(format: Format, trailer: &[u8], row: usize) -> f32 {
     match format.scales {
-        Scales::Block => (float(0), 0.0),
-        Scales::BlockMin => (float(0), float(1)),
-        Scales::Exponent => (exponent(trailer[row]), 0.0),
-        Scales::Halves => (float(0) * f32::from(byte(32, 2 * b + half) as i8), 0.0),
-        Scales::HalvesMin => {
-            let both = byte(64, 2 * b + half);
-            (float(0) * f32::from(both & 15), float(1) * f32::from(both >> 4))
+        Scales::Exponent => exponent(trailer[row]),
+        Scales::Block | Scales::BlockMin | Scales::Halves | Scales::HalvesMin | Scales::Blocks | Scales::BlocksMin => {
+            f16::from_le_bytes([trailer[2 * row], trailer[2 * row + 1]]).to_f32()
         }
-        Scales::Blocks => (float(0) * f32::from(byte(32, b) as i8), 0.0),
-        Scales::BlocksMin => (float(0) * f32::from(byte(64, b)), float(1) * f32::from(byte(64 + 128, b))),
     }
 }
 
-/// Bytes of the [`Act`]s of `rows` quantised rows of `cols` columns; their [`Words`] take as many.
+/// The integer scale of one half of a block in a superblock, in its scale; 1 where there is none.
+#[inline(always)]
+fn steps(format: Format, trailer: &[u8], row: usize, b: usize, half: usize) -> i32 {
+    let byte = |at: usize, i: usize| trailer[at + ROWS * i + row];
+    match format.scales {
+        Scales::Block | Scales::BlockMin | Scales::Exponent => 1,
+        Scales::Halves => i32::from(byte(32, 2 * b + half) as i8),
+        Scales::HalvesMin => i32::from(byte(64, 2 * b + half) & 15),
+        Scales::Blocks => i32::from(byte(32, b) as i8),
+        Scales::BlocksMin => i32::from(byte(64, b)),
+    }
+}
+
+/// What is added to every weight of one half of a block.
+#[inline(always)]
+fn min(format: Format, trailer: &[u8], row: usize, b: usize, half: usize) -> f32 {
+    let float = || f16::from_le_bytes([trailer[32 + 2 * row], trailer[32 + 2 * row + 1]]).to_f32();
+    let byte = |at: usize, i: usize| trailer[at + ROWS * i + row];
+    match format.scales {
+        Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => 0.0,
+        Scales::BlockMin => float(),
+        Scales::HalvesMin => -(float() * f32::from(byte(64, 2 * b + half) >> 4)),
+        Scales::BlocksMin => -(float() * f32::from(byte(64 + 128, b))),
+    }
+}
+
+/// Bytes of `rows` quantised rows of `cols` columns.
 pub const fn act_bytes(rows: usize, cols: usize) -> usize {
     rows.saturating_mul(cols / BLOCK).saturating_mul(size_of::<Act>())
 }
 
-/// Quantises one row; `acts` and `words` have one element for each 32 columns. Plain code where this processor lacks
-/// `isa`, as in [`matmul`].
-pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act], words: &mut [Words]) {
-    assert!(x.len() == acts.len() * BLOCK && words.len() == acts.len());
+/// Quantises one row; `acts` has one [`Act`] for each 32 columns. Plain code where this processor lacks `isa`, as in
+/// [`matmul`].
+pub fn quantize(isa: Isa, x: &[f32], acts: &mut [Act]) {
+    assert!(x.len() == acts.len() * BLOCK);
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: just detected.
-        Isa::Avx2 | Isa::Avx512Vnni if isa.is_available() => unsafe { x86::quantize_avx2(x, acts, words) },
-        Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => quantize_portable(x, acts, words),
+        Isa::Avx2 | Isa::Avx512Vnni if isa.is_available() => unsafe { x86::quantize_avx2(x, acts) },
+        Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => quantize_portable(x, acts),
     }
 }
 
-fn quantize_portable(x: &[f32], acts: &mut [Act], words: &mut [Words]) {
-    for (x, (act, words)) in x.chunks_exact(BLOCK).zip(acts.iter_mut().zip(words)) {
-        let largest = |x: &[f32]| x.iter().fold(0.0f32, |m, &x| if x.is_nan() { x } else { m.max(x.abs()) });
-        let all = if x.iter().any(|x| x.is_nan()) { f32::NAN } else { largest(x) };
-        act.unit = all * (1.0 / (127.0 * STEPS));
-        let mut sums = [0; 2];
-        for (quarter, x) in x.chunks_exact(QUARTER).enumerate() {
-            let steps = (largest(x) * (STEPS / all)).ceil().clamp(1.0, STEPS);
-            let inverse = if all > 0.0 { 1.0 / (act.unit * steps) } else { 0.0 };
-            act.steps[quarter] = [steps as i16; 2];
-            for (k, &x) in (QUARTER * quarter..).zip(x) {
-                act.q[k] = (x * inverse).round_ties_even() as i8;
-                words.0[k] = act.word(k);
-                sums[quarter / 2] += i32::from(words.0[k]);
+fn quantize_portable(x: &[f32], acts: &mut [Act]) {
+    for (x, acts) in x.chunks(SUPER * BLOCK).zip(acts.chunks_mut(SUPER)) {
+        let largest = x.iter().fold(0.0f32, |m, &x| m.max(x.abs()));
+        // NaN makes the whole unit NaN, and with it every product.
+        let largest = if x.iter().any(|x| x.is_nan()) { f32::NAN } else { largest };
+        let (unit, inverse) = unit(largest);
+        for (x, act) in x.chunks_exact(BLOCK).zip(acts) {
+            act.unit = unit;
+            let mut sums = [0; 2];
+            for (k, &x) in x.iter().enumerate() {
+                let word = (x * inverse).round_ties_even() as i16;
+                act.words[place(k)] = word;
+                sums[k / HALF] += i32::from(word);
             }
+            act.set_sums(sums);
         }
-        act.set_sums(sums);
     }
+}
+
+/// The unit of activations of which that is the largest, and by what they are multiplied. Where all are so small that
+/// this would overflow, they count as zero.
+#[inline(always)]
+fn unit(largest: f32) -> (f32, f32) {
+    (largest * (1.0 / LARGEST), if largest > 1e-30 { LARGEST / largest } else { 0.0 })
 }
 
 /// Products of panels that lie one after the other with every row of `acts`, whose rows have `cols` columns.
 ///
 /// # Safety
 /// `out` is valid for every row of `acts`, and nobody else touches it meanwhile.
-pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
+pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &[Act], out: Out) {
     let Some(bytes) = panel_bytes(dtype, cols) else { return };
-    assert!(panels.len() == out.features.div_ceil(ROWS) * bytes);
-    assert!(acts.blocks.len().is_multiple_of(cols / BLOCK) && acts.words.len() == acts.blocks.len());
+    assert!(panels.len() == out.features.div_ceil(ROWS) * bytes && acts.len().is_multiple_of(cols / BLOCK));
     for (index, panel) in panels.chunks_exact(bytes).enumerate() {
         let first = index * ROWS;
         // SAFETY: the panel's features lie inside `out`, the instruction set is there; the caller upholds the rest.
@@ -488,8 +532,8 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: A
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 if isa.is_available() => x86::avx2(dtype, panel, cols, acts, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts.blocks, out),
-                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts.blocks, out),
+                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts, out),
+                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts, out),
             }
         }
     }
@@ -500,29 +544,28 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: A
 unsafe fn portable(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: Out) {
     let Some(format) = format(dtype) else { return };
     let planes = format.planes();
-    let mut weights = [[0i32; BLOCK]; ROWS];
     let rows = acts.len() / (cols / BLOCK);
     for row in 0..rows {
         // SAFETY: the features of a row; the caller upholds the rest.
         let result = unsafe { std::slice::from_raw_parts_mut(out.base.add(row * out.stride), out.features) };
         result.fill(0.0);
-        let mut acts = acts[row * (cols / BLOCK)..(row + 1) * (cols / BLOCK)].iter();
+        let mut acts = acts[row * (cols / BLOCK)..(row + 1) * (cols / BLOCK)].chunks_exact(format.together());
         for piece in panel.chunks_exact(format.stride()) {
             let trailer = &piece[format.blocks() * planes..];
-            for b in 0..format.blocks() {
-                let Some(act) = acts.next() else { return };
-                for (r, weights) in weights.iter_mut().enumerate().take(out.features) {
-                    for (k, weight) in weights.iter_mut().enumerate() {
-                        *weight = value(format, &piece[b * planes..], r, k);
+            for first in (0..format.blocks()).step_by(format.together()) {
+                let Some(acts) = acts.next() else { return };
+                for (r, result) in result.iter_mut().enumerate() {
+                    let mut dot = 0;
+                    for (b, act) in (first..).zip(acts) {
+                        for half in 0..2 {
+                            let columns = HALF * half..HALF * (half + 1);
+                            let value = |k| value(format, &piece[b * planes..], r, k);
+                            let part: i32 = columns.map(|k| value(k) * i32::from(act.word(k))).sum();
+                            dot += part * steps(format, trailer, r, b, half);
+                            *result += min(format, trailer, r, b, half) * act.halves[half];
+                        }
                     }
-                    for half in 0..2 {
-                        let columns = HALF * half..HALF * (half + 1);
-                        let dot: i32 = columns.map(|k| weights[k] * i32::from(act.word(k))).sum();
-                        let (scale, min) = scale(format, trailer, r, b, half);
-                        let shift = act.halves[half] * min;
-                        let shift = if format.scales == Scales::BlockMin { shift } else { -shift };
-                        result[r] += dot as f32 * act.unit * scale + shift;
-                    }
+                    *result += dot as f32 * (unit_scale(format, trailer, r) * acts[0].unit);
                 }
             }
         }

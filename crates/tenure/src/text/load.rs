@@ -386,7 +386,8 @@ fn check(options: &TextOptions, context: usize) -> Result<(), Error> {
     ];
     for (field, value, max) in bounds {
         if value == 0 || value > max {
-            return Err(Cause::BadParameter { field, value: value.to_string() }.into());
+            let possible = format!("1 to {max} are possible");
+            return Err(Cause::BadParameter { field, value: value.to_string(), possible }.into());
         }
     }
     Ok(())

@@ -212,15 +212,17 @@ impl TextSession {
     /// then holds about what it held before, and never its token.
     pub fn append_together(sessions: &mut [TextSession], tokens: &[u32], stop: &Stop) -> Result<(), Error> {
         let Some(model) = sessions.first().map(|session| session.model.clone()) else { return Ok(()) };
-        let bad = |field, value: usize| Error::from(Cause::BadParameter { field, value: value.to_string() });
+        let bad = |field, value: usize, possible| {
+            Error::from(Cause::BadParameter { field, value: value.to_string(), possible })
+        };
         if tokens.len() != sessions.len() {
-            return Err(bad("tokens", tokens.len()));
+            return Err(bad("number of tokens", tokens.len(), format!("there are {} sessions", sessions.len())));
         }
         let mut lent = Vec::with_capacity(sessions.len());
         let mut held = Vec::with_capacity(sessions.len());
         for (session, &token) in sessions.iter_mut().zip(tokens) {
             if !std::sync::Arc::ptr_eq(&session.model.0, &model.0) {
-                return Err(bad("sessions", lent.len()));
+                return Err(bad("session", lent.len(), "it must be of the first one's model".to_owned()));
             }
             session.check_more(&[token])?;
             held.push((session.slot, session.cached()));

@@ -1,8 +1,8 @@
 //! The kernels of x86-64.
 //!
-//! A line of 64 bytes is two sides of 8 rows for AVX2, one register for AVX-512. Products of unsigned weights of up to 6
-//! bits and signed activations are added in 16 bits over a quarter block (4 * 63 * 127 < 2^15), multiplied by the scale
-//! of its activations and added in 32; what a format takes off its quants is taken off by the sum of the activations.
+//! A line of 64 bytes is two sides of 8 rows for AVX2, one register for AVX-512. Weights are brought to 16 bits, those in
+//! the even bytes of a group apart from those in the odd, and multiplied with activations two at a time; what a format
+//! takes off its quants is taken off by the sum of the activations, or as they are unpacked.
 
 mod avx2;
 mod avx2_wide;
@@ -13,7 +13,7 @@ use tenure_tensor::DType;
 
 pub(super) use quantize::quantize_avx2;
 
-use super::{Act, Acts, FP4, Format, IQ4, Scales, format};
+use super::{Act, FP4, Format, IQ4, Scales, Values, format};
 use crate::simd::float::Out;
 
 /// One block format, known when the kernel is compiled.
@@ -38,7 +38,7 @@ macro_rules! kinds {
         /// # Safety
         /// As for [`super::matmul`]; the processor has AVX2, FMA and F16C.
         #[target_feature(enable = "avx2,fma,f16c")]
-        pub(super) unsafe fn avx2(dtype: DType, panel: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
+        pub(super) unsafe fn avx2(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: Out) {
             // SAFETY: the caller's promise.
             unsafe {
                 $(if dtype == $dtype { return avx2::avx2_panel::<$name>(panel, cols, acts, out); })*
@@ -86,9 +86,27 @@ const fn parts(f: Format) -> usize {
     }
 }
 
-/// Whether something times the sum of the activations is added to a product.
+/// Whether something is added to every weight.
 const fn has_min(f: Format) -> bool {
-    avx2::less(f) != 0 || matches!(f.scales, Scales::BlockMin | Scales::HalvesMin | Scales::BlocksMin)
+    matches!(f.scales, Scales::BlockMin | Scales::HalvesMin | Scales::BlocksMin)
+}
+
+/// Whether blocks have integer scales.
+const fn has_steps(f: Format) -> bool {
+    f.blocks() > 1
+}
+
+/// What is taken off a quant.
+const fn less(f: Format) -> i16 {
+    match f.values {
+        Values::Less(shift) => 1 << shift,
+        Values::Plain | Values::Signed | Values::Table | Values::SmallTable => 0,
+    }
+}
+
+/// Whether a weight's byte has a sign.
+const fn signed(f: Format) -> bool {
+    matches!(f.values, Values::Signed | Values::Table | Values::SmallTable)
 }
 
 /// The sum of the activations of a part.

@@ -1,14 +1,13 @@
-//! AVX2, a few rows: weights are unpacked as they are read, and those that fill a signed byte lend their sign to the
-//! activation.
+//! AVX2, a few rows: weights are unpacked as they are read.
 
 // Loops over rows of activations and sides of a panel index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
-use super::super::{Act, Acts, BLOCK, Format, QUARTER, ROWS, Scales, Values};
-use super::avx2_wide::{Wide, avx2_wide};
-use super::{Kind, ahead, has_min, parts, sum};
+use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
+use super::avx2_wide::avx2_wide;
+use super::{Kind, ahead, has_min, has_steps, less, parts, signed, sum};
 use crate::simd::float::Out;
 
 /// Rows from which on weights are unpacked once for all of them.
@@ -21,12 +20,11 @@ pub(super) const ROWS_TOGETHER: usize = 64;
 /// See [`avx2`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: Acts<'_>, out: Out) {
+pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Act], out: Out) {
     let per_row = cols / BLOCK;
-    let rows = acts.blocks.len() / per_row;
-    let Acts { blocks: acts, words } = acts;
-    let (acts, words) = (acts.as_ptr(), words.as_ptr());
-    // SAFETY: the caller's promise; `acts` has `rows` rows, and as many words.
+    let rows = acts.len() / per_row;
+    let acts = acts.as_ptr();
+    // SAFETY: the caller's promise; `acts` has `rows` rows.
     unsafe {
         match rows {
             0 => {}
@@ -36,8 +34,7 @@ pub(super) unsafe fn avx2_panel<K: Kind>(panel: &[u8], cols: usize, acts: Acts<'
             WIDE.. => {
                 for row in (0..rows).step_by(ROWS_TOGETHER) {
                     let out = Out { base: out.base.add(row * out.stride), ..out };
-                    let wide = Wide { acts: acts.add(row * per_row), words: words.add(row * per_row), per_row };
-                    avx2_wide::<K>(panel, wide, (rows - row).min(ROWS_TOGETHER), out);
+                    avx2_wide::<K>(panel, per_row, acts.add(row * per_row), (rows - row).min(ROWS_TOGETHER), out);
                 }
             }
         }
@@ -56,28 +53,34 @@ unsafe fn avx2_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts:
     unsafe {
         for column in 0..per_row / f.blocks() {
             let trailer = piece.add(f.blocks() * f.planes());
-            for b in 0..f.blocks() {
-                let at = acts.add(column * f.blocks() + b);
-                if N == 1 {
-                    // The panel is read once: ask for what comes next, a little at a time.
-                    let share = f.stride() / f.blocks();
-                    for line in (0..share).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
+            for first in (0..f.blocks()).step_by(f.together()) {
+                let mut dots = [[_mm256_setzero_si256(); N]; 2];
+                for b in first..first + f.together() {
+                    let at = acts.add(column * f.blocks() + b);
+                    if N == 1 {
+                        // The panel is read once: ask for what comes next, a little at a time.
+                        let share = f.stride() / f.blocks();
+                        for line in (0..share).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
+                        }
+                    }
+                    for part in 0..parts(f) {
+                        add_part_avx2::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
+                        for h in 0..2 {
+                            for n in 0..N {
+                                if has_min(f) {
+                                    let sum = _mm256_set1_ps(sum(f, &*at.add(n * per_row), part));
+                                    sums[h][n] = _mm256_fmadd_ps(min_avx2(f, trailer, b, part, h), sum, sums[h][n]);
+                                }
+                            }
+                        }
                     }
                 }
-                for part in 0..parts(f) {
-                    let dots = avx2_part::<K, N>(piece.add(b * f.planes()), part, at, per_row);
-                    for h in 0..2 {
-                        let scale = scale_avx2(f, trailer, b, part, h);
-                        let min = min_avx2(f, trailer, b, part, h);
-                        for n in 0..N {
-                            let act = &*at.add(n * per_row);
-                            if has_min(f) {
-                                sums[h][n] = _mm256_fmadd_ps(min, _mm256_set1_ps(sum(f, act, part)), sums[h][n]);
-                            }
-                            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(act.unit));
-                            sums[h][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h][n]), scale, sums[h][n]);
-                        }
+                for h in 0..2 {
+                    for n in 0..N {
+                        let unit = _mm256_set1_ps((*acts.add(n * per_row + column * f.blocks() + first)).unit);
+                        let scale = _mm256_mul_ps(scale_avx2(f, trailer, h), unit);
+                        sums[h][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h][n]), scale, sums[h][n]);
                     }
                 }
             }
@@ -92,68 +95,95 @@ unsafe fn avx2_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts:
     }
 }
 
-/// Products of one part of a block column with `N` rows of activations, as integers, for both sides of the rows.
+/// Adds the products of one part of a block column with `N` rows of activations, as integers with the integer scales,
+/// for both sides of the rows.
 ///
 /// # Safety
-/// `planes` is valid for the planes of a block column, `at` for `N` activations `per_row` apart.
+/// `planes` is valid for the planes of a block column, `trailer` for a trailer, `at` for `N` activations `per_row`
+/// apart.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2_part<K: Kind, const N: usize>(
+unsafe fn add_part_avx2<K: Kind, const N: usize>(
     planes: *const u8,
+    trailer: *const u8,
+    b: usize,
     part: usize,
     at: *const Act,
     per_row: usize,
-) -> [[__m256i; N]; 2] {
+    dots: &mut [[__m256i; N]; 2],
+) {
     let f = K::FORMAT;
-    let quarters = 4 / parts(f);
-    let mut dots = [[_mm256_setzero_si256(); N]; 2];
+    let groups = 8 / parts(f);
+    let mut these = [[_mm256_setzero_si256(); N]; 2];
     // SAFETY: the caller's promise.
     unsafe {
-        for quarter in quarters * part..quarters * (part + 1) {
-            let g = 2 * quarter;
-            let weights = [
-                [group_avx2::<K>(planes, 0, g), group_avx2::<K>(planes, 1, g)],
-                [group_avx2::<K>(planes, 0, g + 1), group_avx2::<K>(planes, 1, g + 1)],
-            ];
+        let steps = [steps_avx2(f, trailer, b, part, 0), steps_avx2(f, trailer, b, part, 1)];
+        let scaled = [Words::new(f, steps[0]), Words::new(f, steps[1])];
+        for g in groups * part..groups * (part + 1) {
+            let weights =
+                [scaled[0].of(f, group_avx2::<K>(planes, 0, g)), scaled[1].of(f, group_avx2::<K>(planes, 1, g))];
             for n in 0..N {
-                let act = &*at.add(n * per_row);
-                let steps = _mm256_set1_epi32(bytemuck::cast(act.steps[quarter]));
-                let q = act.q.as_ptr().add(QUARTER * quarter).cast::<i32>();
-                let q = [_mm256_set1_epi32(q.read_unaligned()), _mm256_set1_epi32(q.add(1).read_unaligned())];
+                let words = (&raw const (*at.add(n * per_row)).words).cast::<i32>().add(2 * g);
+                let even = _mm256_set1_epi32(words.read_unaligned());
+                let odd = _mm256_set1_epi32(words.add(1).read_unaligned());
                 for h in 0..2 {
-                    if signed(f) {
-                        for g in 0..2 {
-                            let act = _mm256_sign_epi8(q[g], weights[g][h]);
-                            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights[g][h]), act);
-                            dots[h][n] = _mm256_add_epi32(dots[h][n], _mm256_madd_epi16(pairs, steps));
-                        }
-                    } else {
-                        let first = _mm256_maddubs_epi16(weights[0][h], q[0]);
-                        let pairs = _mm256_add_epi16(first, _mm256_maddubs_epi16(weights[1][h], q[1]));
-                        dots[h][n] = _mm256_add_epi32(dots[h][n], _mm256_madd_epi16(pairs, steps));
-                    }
+                    these[h][n] = _mm256_add_epi32(these[h][n], _mm256_madd_epi16(weights[h][0], even));
+                    these[h][n] = _mm256_add_epi32(these[h][n], _mm256_madd_epi16(weights[h][1], odd));
                 }
             }
         }
-    }
-    dots
-}
-
-/// Whether weights fill a signed byte, so that two products of a pair fill 16 bits.
-pub(super) const fn signed(format: Format) -> bool {
-    matches!(format.values, Values::Signed | Values::Table)
-}
-
-/// What is taken off a quant, or off a value of a table that was made unsigned.
-pub(super) const fn less(format: Format) -> i16 {
-    match format.values {
-        Values::Less(shift) => 1 << shift,
-        Values::SmallTable => 12,
-        Values::Plain | Values::Signed | Values::Table => 0,
+        for n in 0..N {
+            let sums = (*at.add(n * per_row)).sums;
+            let sum = if parts(f) == 1 { sums[0] + sums[1] } else { sums[part] };
+            let taken = _mm256_set1_epi32(sum * i32::from(less(f)));
+            for h in 0..2 {
+                if less(f) != 0 {
+                    let taken = if has_steps(f) { _mm256_mullo_epi32(taken, steps[h]) } else { taken };
+                    these[h][n] = _mm256_sub_epi32(these[h][n], taken);
+                }
+                dots[h][n] = _mm256_add_epi32(dots[h][n], these[h][n]);
+            }
+        }
     }
 }
 
-/// The weights of group `g` for side `h` of the rows, [`less`] too large.
+/// Brings the bytes of a group to 16 bits, times the integer scales.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    /// The scales: for bytes without a sign one in each even byte, for others in both words of 32 bits.
+    steps: __m256i,
+}
+
+impl Words {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn new(f: Format, steps: __m256i) -> Self {
+        let low = _mm256_and_si256(steps, _mm256_set1_epi32(if signed(f) { 0xffff } else { 0xff }));
+        Words { steps: _mm256_or_si256(low, _mm256_slli_epi32::<16>(low)) }
+    }
+
+    /// The even and the odd bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn of(self, f: Format, bytes: __m256i) -> [__m256i; 2] {
+        match (has_steps(f), signed(f)) {
+            (false, false) => [_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16::<8>(bytes)],
+            (false, true) => [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes)), _mm256_srai_epi16::<8>(bytes)],
+            // A product of pairs of which one is always zero.
+            (true, false) => {
+                let odd = _mm256_slli_epi16::<8>(self.steps);
+                [_mm256_maddubs_epi16(bytes, self.steps), _mm256_maddubs_epi16(bytes, odd)]
+            }
+            (true, true) => {
+                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(bytes));
+                let odd = _mm256_srai_epi16::<8>(bytes);
+                [_mm256_mullo_epi16(even, self.steps), _mm256_mullo_epi16(odd, self.steps)]
+            }
+        }
+    }
+}
+
+/// The quants of group `g` for side `h` of the rows, [`less`] too large.
 ///
 /// # Safety
 /// `planes` is valid for the planes of a block column.
@@ -185,35 +215,54 @@ pub(super) unsafe fn group_avx2<K: Kind>(planes: *const u8, h: usize, g: usize) 
         }
         if matches!(f.values, Values::Table | Values::SmallTable) {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(K::TABLE.as_ptr().cast()));
-            code = _mm256_shuffle_epi8(_mm256_add_epi8(table, _mm256_set1_epi8(less(f) as i8)), code);
+            code = _mm256_shuffle_epi8(table, code);
         }
         code
     }
 }
 
-/// The scales of one part of block `b` for side `h` of the rows; exact, as an f16 times a byte fits an f32.
+/// The scales of a block or superblock for side `h` of the rows.
 ///
 /// # Safety
 /// `trailer` is valid for a trailer of the format.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn scale_avx2(f: Format, trailer: *const u8, b: usize, part: usize, h: usize) -> __m256 {
+pub(super) unsafe fn scale_avx2(f: Format, trailer: *const u8, h: usize) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match f.scales {
+            Scales::Exponent => exponents_avx2(trailer.add(8 * h)),
+            Scales::Block
+            | Scales::BlockMin
+            | Scales::Halves
+            | Scales::HalvesMin
+            | Scales::Blocks
+            | Scales::BlocksMin => halves_avx2(trailer.add(16 * h)),
+        }
+    }
+}
+
+/// The integer scales of one part of block `b` in a superblock for side `h` of the rows.
+///
+/// # Safety
+/// `trailer` is valid for a trailer of the format.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn steps_avx2(f: Format, trailer: *const u8, b: usize, part: usize, h: usize) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
         let bytes = |at: usize, i: usize| _mm_loadl_epi64(trailer.add(at + ROWS * i + 8 * h).cast());
-        let steps = match f.scales {
-            Scales::Exponent => return exponents_avx2(trailer.add(8 * h)),
-            Scales::Block | Scales::BlockMin => return halves_avx2(trailer.add(16 * h)),
+        match f.scales {
+            Scales::Block | Scales::BlockMin | Scales::Exponent => _mm256_set1_epi32(1),
             Scales::Halves => _mm256_cvtepi8_epi32(bytes(32, 2 * b + part)),
             Scales::HalvesMin => _mm256_and_si256(_mm256_cvtepu8_epi32(bytes(64, 2 * b + part)), _mm256_set1_epi32(15)),
             Scales::Blocks => _mm256_cvtepi8_epi32(bytes(32, b)),
             Scales::BlocksMin => _mm256_cvtepu8_epi32(bytes(64, b)),
-        };
-        _mm256_mul_ps(halves_avx2(trailer.add(16 * h)), _mm256_cvtepi32_ps(steps))
+        }
     }
 }
 
-/// What is added for each unit of the sum of activations, as [`scale_avx2`].
+/// What is added to every weight of one part of block `b` for side `h` of the rows.
 ///
 /// # Safety
 /// `trailer` is valid for a trailer of the format.
@@ -227,10 +276,7 @@ pub(super) unsafe fn min_avx2(f: Format, trailer: *const u8, b: usize, part: usi
             Scales::BlockMin => return halves_avx2(trailer.add(32 + 16 * h)),
             Scales::HalvesMin => _mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(bytes(64, 2 * b + part))),
             Scales::BlocksMin => _mm256_cvtepu8_epi32(bytes(64 + 128, b)),
-            Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => {
-                let taken = _mm256_set1_ps(-f32::from(less(f)));
-                return _mm256_mul_ps(scale_avx2(f, trailer, b, part, h), taken);
-            }
+            Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => return _mm256_setzero_ps(),
         };
         let minus = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_setzero_si256(), steps));
         _mm256_mul_ps(halves_avx2(trailer.add(32 + 16 * h)), minus)

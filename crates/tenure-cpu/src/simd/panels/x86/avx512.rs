@@ -1,12 +1,12 @@
-//! AVX-512 VNNI: a line is one register, and signed weights are made unsigned by adding 128.
+//! AVX-512 VNNI: a line is one register.
 
 // Loops over rows of activations and sides of a panel index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
-use super::super::{Act, BLOCK, Format, QUARTER, ROWS, Scales, Values};
-use super::{Kind, ahead, parts, sum};
+use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
+use super::{Kind, ahead, has_min, has_steps, less, parts, signed, sum};
 use crate::simd::float::Out;
 
 /// # Safety
@@ -58,25 +58,32 @@ unsafe fn avx512_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, act
     unsafe {
         for column in 0..per_row / blocks {
             let trailer = piece.add(blocks * f.planes());
-            for b in 0..blocks {
-                let at = acts.add(column * blocks + b);
-                if N == 1 {
-                    let share = f.stride() / blocks;
-                    for line in (0..share).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
-                    }
-                }
-                for part in 0..parts(f) {
-                    let dots = avx512_part::<K, N>(piece.add(b * f.planes()), part, at, per_row);
-                    let (scale, min) = scales_avx512(f, trailer, b, part);
-                    for n in 0..N {
-                        let act = &*at.add(n * per_row);
-                        let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[n]), _mm512_set1_ps(act.unit));
-                        sums[n] = _mm512_fmadd_ps(dot, scale, sums[n]);
-                        if let Some(min) = min {
-                            sums[n] = _mm512_fmadd_ps(min, _mm512_set1_ps(sum(f, act, part)), sums[n]);
+            for first in (0..blocks).step_by(f.together()) {
+                let mut dots = [_mm512_setzero_si512(); N];
+                for b in first..first + f.together() {
+                    let at = acts.add(column * blocks + b);
+                    if N == 1 {
+                        let share = f.stride() / blocks;
+                        for line in (0..share).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
                         }
                     }
+                    for part in 0..parts(f) {
+                        add_part_avx512::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
+                        if has_min(f) {
+                            let min = min_avx512(f, trailer, b, part);
+                            for n in 0..N {
+                                let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
+                                sums[n] = _mm512_fmadd_ps(min, sum, sums[n]);
+                            }
+                        }
+                    }
+                }
+                let scale = scale_avx512(f, trailer);
+                for n in 0..N {
+                    let unit = _mm512_set1_ps((*acts.add(n * per_row + column * blocks + first)).unit);
+                    let scale = _mm512_mul_ps(scale, unit);
+                    sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[n]), scale, sums[n]);
                 }
             }
             piece = piece.add(f.stride());
@@ -88,49 +95,58 @@ unsafe fn avx512_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, act
     }
 }
 
-/// What was added to make weights unsigned.
-const fn offset(format: Format) -> f32 {
-    match format.values {
-        Values::Less(shift) => (1 << shift) as f32,
-        Values::Signed | Values::Table | Values::SmallTable => 128.0,
-        Values::Plain => 0.0,
-    }
-}
-
-/// Products of one part of a block column with `N` rows of activations, as integers, [`offset`] times the sum of the
-/// activations too large.
+/// Adds the products of one part of a block column with `N` rows of activations, as integers with the integer scales.
 ///
 /// # Safety
-/// `planes` is valid for the planes of a block column, `at` for `N` activations `per_row` apart.
+/// `planes` is valid for the planes of a block column, `trailer` for a trailer, `at` for `N` activations `per_row`
+/// apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn avx512_part<K: Kind, const N: usize>(
+unsafe fn add_part_avx512<K: Kind, const N: usize>(
     planes: *const u8,
+    trailer: *const u8,
+    b: usize,
     part: usize,
     at: *const Act,
     per_row: usize,
-) -> [__m512i; N] {
-    let quarters = 4 / parts(K::FORMAT);
-    let mut dots = [_mm512_setzero_si512(); N];
+    dots: &mut [__m512i; N],
+) {
+    let f = K::FORMAT;
+    let groups = 8 / parts(f);
+    let mut these = [_mm512_setzero_si512(); N];
     // SAFETY: the caller's promise.
     unsafe {
-        for quarter in quarters * part..quarters * (part + 1) {
-            let weights = [group_avx512::<K>(planes, 2 * quarter), group_avx512::<K>(planes, 2 * quarter + 1)];
+        for g in groups * part..groups * (part + 1) {
+            let bytes = group_avx512::<K>(planes, g);
+            // The even and the odd bytes, in 16 bits.
+            let weights = if signed(f) {
+                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(bytes)), _mm512_srai_epi16::<8>(bytes)]
+            } else {
+                [_mm512_and_si512(bytes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(bytes)]
+            };
             for n in 0..N {
-                let act = &*at.add(n * per_row);
-                let q = act.q.as_ptr().add(QUARTER * quarter).cast::<i32>();
-                let q = [_mm512_set1_epi32(q.read_unaligned()), _mm512_set1_epi32(q.add(1).read_unaligned())];
-                let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights[0], q[0]);
-                let dot = _mm512_dpbusd_epi32(dot, weights[1], q[1]);
-                let steps = _mm512_set1_epi32(i32::from(act.steps[quarter][0]));
-                dots[n] = _mm512_add_epi32(dots[n], _mm512_mullo_epi32(dot, steps));
+                let words = (&raw const (*at.add(n * per_row)).words).cast::<i32>().add(2 * g);
+                let even = _mm512_set1_epi32(words.read_unaligned());
+                let odd = _mm512_set1_epi32(words.add(1).read_unaligned());
+                these[n] = _mm512_dpwssd_epi32(these[n], weights[0], even);
+                these[n] = _mm512_dpwssd_epi32(these[n], weights[1], odd);
             }
         }
+        for n in 0..N {
+            if less(f) != 0 {
+                let sums = (*at.add(n * per_row)).sums;
+                let sum = if parts(f) == 1 { sums[0] + sums[1] } else { sums[part] };
+                these[n] = _mm512_sub_epi32(these[n], _mm512_set1_epi32(sum * i32::from(less(f))));
+            }
+            if has_steps(f) {
+                these[n] = _mm512_mullo_epi32(these[n], steps_avx512(f, trailer, b, part));
+            }
+            dots[n] = _mm512_add_epi32(dots[n], these[n]);
+        }
     }
-    dots
 }
 
-/// The weights of group `g`, unsigned.
+/// The quants of group `g`, [`less`] too large.
 ///
 /// # Safety
 /// `planes` is valid for the planes of a block column.
@@ -138,14 +154,13 @@ unsafe fn avx512_part<K: Kind, const N: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn group_avx512<K: Kind>(planes: *const u8, g: usize) -> __m512i {
     let f = K::FORMAT;
-    let flip = _mm512_set1_epi8(-128);
     // SAFETY: the caller's promise.
     unsafe {
         let line = |at: usize| _mm512_loadu_si512(planes.add(at).cast());
         let right = |v, by: usize| _mm512_srl_epi16(v, _mm_cvtsi32_si128(by as i32));
         let left = |v, by: usize| _mm512_sll_epi16(v, _mm_cvtsi32_si128(by as i32));
         if f.eight {
-            return _mm512_xor_si512(line(64 * g), flip);
+            return line(64 * g);
         }
         let (mut code, mut at, mut above) = (_mm512_setzero_si512(), 0, 0);
         if f.four {
@@ -163,7 +178,7 @@ unsafe fn group_avx512<K: Kind>(planes: *const u8, g: usize) -> __m512i {
         }
         if matches!(f.values, Values::Table | Values::SmallTable) {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(K::TABLE.as_ptr().cast()));
-            code = _mm512_shuffle_epi8(_mm512_xor_si512(table, flip), code);
+            code = _mm512_shuffle_epi8(table, code);
         }
         code
     }
@@ -195,35 +210,64 @@ unsafe fn exponents_avx512(from: *const u8) -> __m512 {
     _mm512_castsi512_ps(_mm512_mask_blend_epi32(is_small, normal, small))
 }
 
-/// The scales of one part of block `b`, and what is added for each unit of the sum of its activations.
+/// The scales of a block or superblock.
 ///
 /// # Safety
 /// `trailer` is valid for a trailer of the format.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn scales_avx512(f: Format, trailer: *const u8, b: usize, part: usize) -> (__m512, Option<__m512>) {
+unsafe fn scale_avx512(f: Format, trailer: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match f.scales {
+            Scales::Exponent => exponents_avx512(trailer),
+            Scales::Block
+            | Scales::BlockMin
+            | Scales::Halves
+            | Scales::HalvesMin
+            | Scales::Blocks
+            | Scales::BlocksMin => halves_avx512(trailer),
+        }
+    }
+}
+
+/// The integer scales of one part of block `b` in a superblock.
+///
+/// # Safety
+/// `trailer` is valid for a trailer of the format.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn steps_avx512(f: Format, trailer: *const u8, b: usize, part: usize) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
         let bytes = |at: usize, i: usize| _mm_loadu_si128(trailer.add(at + ROWS * i).cast());
-        let times = |at: usize, steps| _mm512_mul_ps(halves_avx512(trailer.add(at)), _mm512_cvtepi32_ps(steps));
-        let minus = |steps| _mm512_sub_epi32(_mm512_setzero_si512(), steps);
-        let scale = match f.scales {
-            Scales::Block => halves_avx512(trailer),
-            Scales::Exponent => exponents_avx512(trailer),
-            Scales::Halves => times(0, _mm512_cvtepi8_epi32(bytes(32, 2 * b + part))),
-            Scales::Blocks => times(0, _mm512_cvtepi8_epi32(bytes(32, b))),
-            Scales::BlockMin => return (halves_avx512(trailer), Some(halves_avx512(trailer.add(32)))),
-            Scales::HalvesMin => {
-                let both = _mm512_cvtepu8_epi32(bytes(64, 2 * b + part));
-                let scale = times(0, _mm512_and_si512(both, _mm512_set1_epi32(15)));
-                return (scale, Some(times(32, minus(_mm512_srli_epi32::<4>(both)))));
-            }
-            Scales::BlocksMin => {
-                let (scale, min) = (_mm512_cvtepu8_epi32(bytes(64, b)), _mm512_cvtepu8_epi32(bytes(64 + 128, b)));
-                return (times(0, scale), Some(times(32, minus(min))));
-            }
+        match f.scales {
+            Scales::Block | Scales::BlockMin | Scales::Exponent => _mm512_set1_epi32(1),
+            Scales::Halves => _mm512_cvtepi8_epi32(bytes(32, 2 * b + part)),
+            Scales::HalvesMin => _mm512_and_si512(_mm512_cvtepu8_epi32(bytes(64, 2 * b + part)), _mm512_set1_epi32(15)),
+            Scales::Blocks => _mm512_cvtepi8_epi32(bytes(32, b)),
+            Scales::BlocksMin => _mm512_cvtepu8_epi32(bytes(64, b)),
+        }
+    }
+}
+
+/// What is added to every weight of one part of block `b`.
+///
+/// # Safety
+/// `trailer` is valid for a trailer of the format.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn min_avx512(f: Format, trailer: *const u8, b: usize, part: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = |at: usize, i: usize| _mm_loadu_si128(trailer.add(at + ROWS * i).cast());
+        let steps = match f.scales {
+            Scales::BlockMin => return halves_avx512(trailer.add(32)),
+            Scales::HalvesMin => _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(bytes(64, 2 * b + part))),
+            Scales::BlocksMin => _mm512_cvtepu8_epi32(bytes(64 + 128, b)),
+            Scales::Block | Scales::Exponent | Scales::Halves | Scales::Blocks => return _mm512_setzero_ps(),
         };
-        let taken = (offset(f) != 0.0).then(|| _mm512_mul_ps(scale, _mm512_set1_ps(-offset(f))));
-        (scale, taken)
+        let minus = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), steps));
+        _mm512_mul_ps(halves_avx512(trailer.add(32)), minus)
     }
 }
