@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::{Value, json};
 use tenure::Cancel;
-use tenure_examples::cli::{ModelArgs, Refusal, parsed, run};
+use tenure_examples::cli::{ModelArgs, Refusal, parsed, run, unused};
 
 /// What loading a model would take.
 #[derive(Parser)]
@@ -53,9 +53,8 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         writeln!(out, "{:16} {:>15}  {total}", "total", total.get())?;
         writeln!(out, "{:16} {:>15}  {budget}", "budget", budget.get())?;
         let (context, sequences) = (plan.context(), arguments.sequences);
-        match plan.unused_tensors() {
-            0 => {}
-            unused => writeln!(out, "warning: the model does not use {unused} tensors of its file")?,
+        if let Some(warning) = unused(&plan) {
+            writeln!(out, "{warning}")?;
         }
         match &advice {
             None => writeln!(out, "fits, with a context of {context} for each of {sequences} sequences")?,
@@ -76,7 +75,7 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         "total_bytes": total.get(),
         "budget_bytes": budget.get(),
         "free_bytes": report.free().get(),
-        "unused_tensors": plan.unused_tensors(),
+        "unused_tensors": plan.unused_tensors().count(),
         "context": plan.context(),
         "sequences": arguments.sequences,
         "fits": fits,

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 
-from compare import HERE, ROOT, machine
+from compare import HERE, ROOT, machine, version
 
 GREEDY, TOP = 48, 20
 
@@ -42,7 +42,9 @@ def prompt(name: str) -> str:
 def truth(model: str, folder: str, exact: bool) -> list[dict]:
     out = os.path.join(folder, "exact.json" if exact else "default.json")
     flags = [flag for name in PROMPTS for flag in ("-p", prompt(name))]
-    command = [sys.executable, os.path.join(HERE, "truth.py"), "-m", model, *flags, "-n", str(GREEDY), "--top", str(TOP), "-o", out]
+    # Of the other side every logit is wanted, as the truth's largest may not be among its own largest.
+    top = TOP if exact else 1 << 20
+    command = [sys.executable, os.path.join(HERE, "truth.py"), "-m", model, *flags, "-n", str(GREEDY), "--top", str(top), "-o", out]
     subprocess.run(command + (["--exact"] if exact else []), check=True)
     with open(out, encoding="utf-8") as file:
         return json.load(file)["cases"]
@@ -51,21 +53,19 @@ def truth(model: str, folder: str, exact: bool) -> list[dict]:
 def answer(ours: str, model: str, text: str, vocab: int) -> dict:
     command = [ours, "-m", model, "--raw", "--prompt-file", "-", "-n", str(GREEDY), "--temp", "0", "--ignore-eos",
                "--logits-top", str(vocab), "--json"]
-    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-    report = json.loads(done.stdout)
-    if "error" in report:
-        raise SystemExit(f"{model}: {report['error']}")
-    return report
+    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def logits(case: dict) -> dict[int, float]:
-    return {entry["id"]: entry["logit"] for entry in case[f"last_logits_top{TOP}"]}
+    entries = next(value for key, value in case.items() if key.startswith("last_logits_top"))
+    return {entry["id"]: entry["logit"] for entry in entries}
 
 
 def rms(of: dict[int, float], true: dict[int, float]) -> float:
-    """Over the ids both have."""
-    both = [id for id in true if id in of]
-    return math.sqrt(sum((of[id] - true[id]) ** 2 for id in both) / len(both))
+    return math.sqrt(sum((of[id] - logit) ** 2 for id, logit in true.items()) / len(true))
 
 
 def agreeing(of: list[int], true: list[int]) -> int:
@@ -86,7 +86,7 @@ def main() -> int:
         ours = os.path.join(target, "release", "examples", "generate")
 
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    record = {"date": date, "machine": machine(), "settings": {"greedy": GREEDY, "top": TOP}, "results": []}
+    record = {"date": date, "version": version(), "machine": machine(), "settings": {"greedy": GREEDY, "top": TOP}, "results": []}
     print("| file | prompt | tokens | error, ours | error, llama.cpp | greedy, ours | greedy, llama.cpp |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for model in map(os.path.abspath, args.model):

@@ -45,6 +45,12 @@ def machine() -> dict:
     return facts
 
 
+def version() -> str | None:
+    """The commit of our side, and whether the tree had changes that no commit has."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return done.stdout.strip() or None
+
+
 def busy_seconds() -> float | None:
     """Processor seconds all programs have used, where the system tells."""
     try:
@@ -142,6 +148,7 @@ def main() -> int:
 
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "version": version(),
         "machine": machine(),
         "settings": {key: getattr(args, key) for key in ("threads", "rounds", "repetitions", "prompt", "generate", "depth", "sequences")},
         "results": [],

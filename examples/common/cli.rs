@@ -271,9 +271,8 @@ impl ModelArgs {
     ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
         let plan = self.plan(engine, options, cancel)?;
         let planned = plan.footprint().total();
-        match plan.unused_tensors() {
-            0 => {}
-            unused => note(format_args!("warning: the model does not use {unused} tensors of its file\n")),
+        if let Some(warning) = unused(&plan) {
+            note(format_args!("{warning}\n"));
         }
         let mut load = LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() };
         let bar = crate::progress::bytes("loading");
@@ -287,6 +286,15 @@ impl ModelArgs {
         bar.finish_and_clear();
         Ok((model, planned))
     }
+}
+
+/// A warning of the tensors that a model does not use, if there are any.
+pub fn unused(plan: &LoadPlan<Text>) -> Option<String> {
+    let mut names = plan.unused_tensors().map(|spec| spec.name.escape_debug().to_string());
+    let shown: Vec<String> = names.by_ref().take(3).collect();
+    let more = names.count();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!shown.is_empty()).then(|| format!("warning: the model does not use {}{rest} of its file", shown.join(", ")))
 }
 
 /// What the engine's memory is used for, as JSON.
@@ -304,50 +312,50 @@ pub fn memory(engine: &Engine, planned: ByteSize) -> Value {
 #[allow(missing_docs)] // Each is the field of `SamplerParams` of that name.
 pub struct SamplerArgs {
     /// 0: always the most likely token.
-    #[arg(long, default_value_t = SamplerParams::default().temperature, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().temperature, allow_negative_numbers = true)]
     pub temp: f32,
-    #[arg(long, default_value_t = SamplerParams::default().top_k, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().top_k, allow_negative_numbers = true)]
     pub top_k: i32,
-    #[arg(long, default_value_t = SamplerParams::default().top_p, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().top_p, allow_negative_numbers = true)]
     pub top_p: f32,
-    #[arg(long, default_value_t = SamplerParams::default().min_p, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().min_p, allow_negative_numbers = true)]
     pub min_p: f32,
-    #[arg(long, default_value_t = SamplerParams::default().typical_p, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().typical_p, allow_negative_numbers = true)]
     pub typical: f32,
-    #[arg(long, default_value_t = SamplerParams::default().top_n_sigma, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().top_n_sigma, allow_negative_numbers = true)]
     pub top_n_sigma: f32,
-    #[arg(long, default_value_t = SamplerParams::default().xtc_probability, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().xtc_probability, allow_negative_numbers = true)]
     pub xtc_probability: f32,
-    #[arg(long, default_value_t = SamplerParams::default().xtc_threshold, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().xtc_threshold, allow_negative_numbers = true)]
     pub xtc_threshold: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dynatemp_range, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_range, allow_negative_numbers = true)]
     pub dynatemp_range: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dynatemp_exponent, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().dynatemp_exponent, allow_negative_numbers = true)]
     pub dynatemp_exp: f32,
-    #[arg(long, default_value_t = SamplerParams::default().penalty_last_n, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().penalty_last_n, allow_negative_numbers = true)]
     pub repeat_last_n: i32,
-    #[arg(long, default_value_t = SamplerParams::default().penalty_repeat, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().penalty_repeat, allow_negative_numbers = true)]
     pub repeat_penalty: f32,
-    #[arg(long, default_value_t = SamplerParams::default().penalty_freq, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().penalty_freq, allow_negative_numbers = true)]
     pub frequency_penalty: f32,
-    #[arg(long, default_value_t = SamplerParams::default().penalty_present, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().penalty_present, allow_negative_numbers = true)]
     pub presence_penalty: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dry_multiplier, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().dry_multiplier, allow_negative_numbers = true)]
     pub dry_multiplier: f32,
-    #[arg(long, default_value_t = SamplerParams::default().dry_base, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().dry_base, allow_negative_numbers = true)]
     pub dry_base: f32,
     #[arg(long, default_value_t = SamplerParams::default().dry_allowed_length)]
     pub dry_allowed_length: u32,
-    #[arg(long, default_value_t = SamplerParams::default().dry_penalty_last_n, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().dry_penalty_last_n, allow_negative_numbers = true)]
     pub dry_penalty_last_n: i32,
     /// 0: off; 2: Mirostat 2.
     #[arg(long, default_value = "0", value_parser = ["0", "2"])]
     pub mirostat: String,
     /// Mirostat's target surprise.
-    #[arg(long, default_value_t = SamplerParams::default().mirostat_tau, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_tau, allow_negative_numbers = true)]
     pub mirostat_ent: f32,
     /// Mirostat's learning rate.
-    #[arg(long, default_value_t = SamplerParams::default().mirostat_eta, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = SamplerParams::default().mirostat_eta, allow_negative_numbers = true)]
     pub mirostat_lr: f32,
     /// TOKEN=BIAS, added to that token's logit; may be given several times.
     #[arg(long, value_parser = bias, allow_hyphen_values = true)]

@@ -38,8 +38,10 @@ static ALLOCATOR: Counting = Counting;
 // Without the test harness, whose own thread allocates when it likes.
 fn main() {
     let engine = Engine::auto().expect("cpu");
-    let options = TextOptions { batch: 32, ..TextOptions::default() };
-    for file in ["llama-blocks.gguf", "gemma3-f32.gguf"] {
+    for (file, check_activations) in
+        [("llama-blocks.gguf", false), ("gemma3-f32.gguf", false), ("llama-blocks.gguf", true)]
+    {
+        let options = TextOptions { batch: 32, check_activations, ..TextOptions::default() };
         let model = engine.load_text_with(fixture(file), &options, &LoadOptions::default()).expect("loads");
         // The pool that loaded the weights ends its threads behind our back.
         std::thread::sleep(Duration::from_millis(300));

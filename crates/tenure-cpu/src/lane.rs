@@ -110,7 +110,7 @@ impl Lane for CpuLane {
             scratch_base: Base::of(lent, 0),
             scratch,
             kv: Kv { base: Base::of(&memory.kv.lease, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
-            claims: lowered.phases.iter().map(|_| Claims::new(self.team.count())).collect(),
+            claims: [Claims::new(self.team.count()), Claims::new(self.team.count())],
             written: Vec::with_capacity(plan.shape().rows),
             last: StepRows::default(),
             lowered,

@@ -87,8 +87,8 @@ pub trait Lane: Send {
     /// [`LoadError`]; the leases then hold garbage.
     ///
     /// # Safety
-    /// The leases are of the backend that opened this lane, the items' places do not overlap, and nobody else uses the
-    /// leases meanwhile.
+    /// The leases are of the backend that opened this lane, the items' places do not overlap and begin at multiples of
+    /// [`WEIGHT_ALIGN`](crate::WEIGHT_ALIGN), and nobody else uses the leases meanwhile.
     unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError>;
 
     /// Makes `plan` ready to run over the given memory.
@@ -98,7 +98,9 @@ pub trait Lane: Send {
     ///
     /// # Safety
     /// The leases are of the backend that opened this lane. While the executable lives, nobody else uses the KV cache,
-    /// the arena, the scratch and the exchange memory, which do not overlap, and nobody writes the weights.
+    /// the arena, the scratch and the exchange memory, which do not overlap, and nobody writes the weights. Resident
+    /// weights begin at multiples of [`WEIGHT_ALIGN`](crate::WEIGHT_ALIGN); mapped ones have a layout that is
+    /// [`mappable`](WeightLayout::mappable).
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError>;
 }
 
@@ -149,7 +151,7 @@ pub enum WeightPlace {
     Resident {
         /// The memory.
         lease: Lease,
-        /// The first byte.
+        /// The first byte; a multiple of [`WEIGHT_ALIGN`](crate::WEIGHT_ALIGN).
         offset: u64,
     },
     /// In host memory, as the file has it.
@@ -453,7 +455,7 @@ pub enum RunError {
     /// A step that is checked layer by layer gave an infinity, or no number: damaged weights, as a rule.
     #[error("layer {layer} gave numbers that are infinite or none")]
     NonFiniteActivation {
-        /// The first such layer.
+        /// The first such layer, counted from 0.
         layer: usize,
     },
     /// The device is gone, with everything on it; it must be opened anew.

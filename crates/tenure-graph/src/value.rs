@@ -56,7 +56,7 @@ impl StepShape {
 pub enum OutputId {
     /// `[out, vocab]`: one row of logits per requested row.
     Logits,
-    /// `[step, width]`, of the last layer `[out, width]`: what a layer hands to the next.
+    /// `[step, width]`, of the last layer `[out, width]`: what a layer hands to the next, counted from 0.
     Layer(u32),
 }
 

@@ -48,10 +48,11 @@
 //! let model = Engine::auto()?.load_text_with("model.gguf", &options, &LoadOptions::default())?;
 //! let cancel = Cancel::new();
 //! std::thread::scope(|scope| {
-//!     for question in ["Why is the sky blue?", "Why is grass green?"] {
+//!     let answers = ["Why is the sky blue?", "Why is grass green?"].map(|question| {
 //!         let options = GenerateOptions { cancel: cancel.clone(), ..GenerateOptions::default() };
-//!         let mut session = model.session()?;
+//!         let model = &model;
 //!         scope.spawn(move || {
+//!             let mut session = model.session()?;
 //!             let mut answer = session.generate_with(question, options)?;
 //!             loop {
 //!                 match answer.next(Deadline::after(Duration::from_secs(10))) {
@@ -61,11 +62,11 @@
 //!                     Err(error) => return Err(error),
 //!                 }
 //!             }
-//!         });
-//!     }
+//!         })
+//!     });
 //!     std::thread::sleep(Duration::from_secs(1));
 //!     cancel.cancel();
-//!     Ok(())
+//!     answers.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
 //! })
 //! # }
 //! ```

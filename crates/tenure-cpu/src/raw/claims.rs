@@ -21,34 +21,35 @@ impl Claims {
         Claims((0..members).map(|_| Run::default()).collect())
     }
 
-    /// Shares out `units`, at most `u32::MAX`, in equal runs. Nobody claims meanwhile.
-    pub(crate) fn share(&self, units: usize) {
-        let members = self.0.len();
-        for (index, run) in self.0.iter().enumerate() {
-            let at = |index: usize| (units as u64 * index as u64 / members as u64) as u32;
-            run.0.store(pack(at(index), at(index + 1)), Ordering::Relaxed);
-        }
+    /// Gives a member its run of `units`, at most `u32::MAX`, which are shared out equally. Nobody claims meanwhile.
+    pub(crate) fn share(&self, member: usize, units: usize) {
+        debug_assert!(u32::try_from(units).is_ok());
+        let at = |index: usize| (units as u64 * index as u64 / self.0.len() as u64) as u32;
+        self.0[member].0.store(pack(at(member), at(member + 1)), Ordering::Relaxed);
     }
 
     /// At most `most` units for a member, until there are none.
     pub(crate) fn claim(&self, member: usize, most: usize) -> Option<Range<usize>> {
         let own = &self.0[member].0;
-        loop {
-            let taken = own.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |run| {
-                let (first, end) = unpack(run);
-                (first < end).then(|| pack(first + (end - first).min(most as u32), end))
-            });
-            if let Ok(run) = taken {
-                let (first, end) = unpack(run);
-                return Some(first as usize..(first as usize + most).min(end as usize));
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        let taken = own.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |run| {
+            let (first, end) = unpack(run);
+            (first < end).then(|| pack(end.min(first.saturating_add(most)), end))
+        });
+        let (first, end) = match taken {
+            Ok(run) => unpack(run),
+            Err(_) => {
+                let (first, end) = self.take_over()?;
+                // What is left of it can be taken over again. The member's run is empty, so nobody else writes it.
+                own.store(pack(end.min(first.saturating_add(most)), end), Ordering::Relaxed);
+                (first, end)
             }
-            // The member's run is empty, so nobody else writes it.
-            own.store(self.take_over()?, Ordering::Relaxed);
-        }
+        };
+        Some(first as usize..end.min(first.saturating_add(most)) as usize)
     }
 
     /// The second half of what the member has left who has most.
-    fn take_over(&self) -> Option<u64> {
+    fn take_over(&self) -> Option<(u32, u32)> {
         loop {
             let left = |run: u64| unpack(run).1.saturating_sub(unpack(run).0);
             let runs = self.0.iter().map(|run| (run, run.0.load(Ordering::Relaxed)));
@@ -58,10 +59,9 @@ impl Claims {
             }
             let (first, end) = unpack(seen);
             let middle = first + (end - first) / 2;
-            // A run that was claimed from meanwhile is looked at again: what is taken over never comes back to it, so
-            // it never has the same bounds twice.
+            // The units of a run are in its word and nowhere else, so whoever changes the word has them.
             if run.0.compare_exchange(seen, pack(first, middle), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                return Some(pack(middle, end));
+                return Some((middle, end));
             }
         }
     }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_member_alone_gets_everything_in_order_of_runs() {
         let claims = Claims::new(3);
-        claims.share(10);
+        (0..3).for_each(|member| claims.share(member, 10));
         let mut seen = Vec::new();
         while let Some(units) = claims.claim(1, 2) {
             assert!(!units.is_empty() && units.len() <= 2);
@@ -99,7 +99,7 @@ mod tests {
         for members in [1, 2, 5] {
             let claims = Claims::new(members);
             for units in [0, 1, 4, 1000] {
-                claims.share(units);
+                (0..members).for_each(|member| claims.share(member, units));
                 let claimed: Vec<AtomicU64> = (0..units).map(|_| AtomicU64::new(0)).collect();
                 std::thread::scope(|scope| {
                     for member in 0..members {

@@ -34,8 +34,8 @@ pub(crate) struct Interpreter {
     pub(crate) scratch_base: Base,
     pub(crate) scratch: Scratch,
     pub(crate) kv: Kv,
-    /// What is left to be claimed of each phase.
-    pub(crate) claims: Vec<Claims>,
+    /// What is left to be claimed of a phase, and what there will be to claim of the next.
+    pub(crate) claims: [Claims; 2],
     /// Room for the check that no two rows write one position.
     pub(crate) written: Vec<u64>,
     /// Rows of the last step, if it ended well.
@@ -85,13 +85,7 @@ impl Exec for Interpreter {
             step,
             stops,
         };
-        for (phase, claims) in self.lowered.phases.iter().zip(&self.claims) {
-            match phase {
-                Phase::Rows { .. } => {}
-                Phase::MatMul(ops) => claims.share(ops.iter().map(|op| self.units(op)).sum()),
-                Phase::Attention(op) => claims.share(run.attention_units(op)),
-            }
-        }
+        (0..self.team.count()).for_each(|member| run.share(0, member));
         let halted = self.team.run(&|member| {
             // A member that panicked breaks the region for all; the team reports it.
             let _: Result<(), Broken> = run.phases(member);
@@ -159,10 +153,12 @@ impl Run<'_> {
         let me = self.me;
         let count = self.step.rows();
         for (at, phase) in me.lowered.phases.iter().enumerate() {
+            // The other claims are used by nobody before the barrier.
+            self.share(at + 1, member.index);
             match phase {
                 Phase::Rows { rows, ops } => self.rows(ops, member.share(count.of(*rows))),
-                Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at]),
-                Phase::Attention(op) => self.attention(op, member, &me.claims[at]),
+                Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at % 2]),
+                Phase::Attention(op) => self.attention(op, member, &me.claims[at % 2]),
             }
             // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
             if member.index == 0 && (count.step > 1 || at.is_multiple_of(16)) && check_all(self.stops).is_err() {
@@ -174,6 +170,16 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives a member its run of a phase's units.
+    fn share(&self, phase: usize, member: usize) {
+        let units = match self.me.lowered.phases.get(phase) {
+            Some(Phase::MatMul(ops)) => ops.iter().map(|op| self.me.units(op)).sum(),
+            Some(Phase::Attention(op)) => self.attention_units(op),
+            Some(Phase::Rows { .. }) | None => return,
+        };
+        self.me.claims[phase % 2].share(member, units);
     }
 
     fn rows(&self, ops: &[RowOp], rows: std::ops::Range<usize>) {

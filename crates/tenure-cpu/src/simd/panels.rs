@@ -34,6 +34,9 @@ const SUPER: usize = 8;
 const LARGEST: f32 = 8191.0;
 
 /// 32 activations in 14 bits.
+///
+/// What a large activation costs the 255 others of its unit is at most 1/16,382 of itself: an error beside what it adds
+/// to a product on its own, but all there is of activations ten thousand times smaller.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Act {
@@ -145,9 +148,14 @@ const fn format(dtype: DType) -> Option<Format> {
 }
 
 impl Format {
+    /// Bits of a quant.
+    const fn bits(self) -> usize {
+        8 * self.eight as usize + 4 * self.four as usize + 2 * self.two as usize + self.one as usize
+    }
+
     /// Bytes of the planes of one block column.
     const fn planes(self) -> usize {
-        512 * self.eight as usize + 256 * self.four as usize + 128 * self.two as usize + 64 * self.one as usize
+        64 * self.bits()
     }
 
     /// Block columns that share one trailer of scales.
@@ -171,11 +179,16 @@ impl Format {
         }
     }
 
+    /// Whether something is added to every weight.
+    const fn has_min(self) -> bool {
+        matches!(self.scales, Scales::BlockMin | Scales::HalvesMin | Scales::BlocksMin)
+    }
+
     /// The largest magnitude that a quant stands for.
     const fn largest_value(self) -> i64 {
         match self.values {
             Values::Less(n) => 1 << n,
-            Values::Plain => (1 << (4 * self.four as usize + 2 * self.two as usize + self.one as usize)) - 1,
+            Values::Plain => (1 << self.bits()) - 1,
             Values::Signed | Values::Table => 128,
             Values::SmallTable => 12,
         }
@@ -199,6 +212,7 @@ impl Format {
         while blocks as i64 * one > i32::MAX as i64 {
             blocks /= 2;
         }
+        assert!(blocks > 0, "the products of one block column must fit");
         blocks
     }
 
@@ -394,7 +408,8 @@ pub fn dequantize_row(dtype: DType, panel: &[u8], row: usize, out: &mut [f32]) {
             for (k, out) in out.iter_mut().enumerate() {
                 let scale = scale(format, trailer, row, b, k / HALF);
                 let value = value(format, &piece[b * planes..], row, k) as f32;
-                *out = value * scale.0 + scale.1;
+                // Without a minimum nothing is added, for a zero keeps its sign.
+                *out = if format.has_min() { value * scale.0 + scale.1 } else { value * scale.0 };
             }
         }
     }
@@ -509,8 +524,8 @@ fn quantize_portable(x: &[f32], acts: &mut [Act]) {
     }
 }
 
-/// The unit of activations of which that is the largest, and by what they are multiplied. Where all are so small that
-/// this would overflow, they count as zero.
+/// The unit of activations of which that is the largest, and by what they are multiplied. Activations of up to 1e-30
+/// count as zero; not much below, the factor would overflow.
 #[inline(always)]
 fn unit(largest: f32) -> (f32, f32) {
     (largest * (1.0 / LARGEST), if largest > 1e-30 { LARGEST / largest } else { 0.0 })

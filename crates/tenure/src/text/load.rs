@@ -1,5 +1,6 @@
 //! From a file to a model that is ready to run: plan, then load.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use tenure_device::{
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
 use tenure_models::{Outputs, TextConfig};
-use tenure_tensor::ByteSize;
+use tenure_tensor::{ByteSize, TensorSpec};
 use tenure_tokenizer::{ChatTemplate, TemplateError, Tokenizer};
 use tenure_weights::{MappedTensor, StoredTensor, TrustFile, WeightStore};
 
@@ -136,9 +137,10 @@ impl LoadPlan<Text> {
         &self.inner.plan
     }
 
-    /// Tensors of the file that the model does not use.
-    pub fn unused_tensors(&self) -> usize {
-        self.inner.store.len() - self.inner.plan.weights().len()
+    /// Tensors of the file that the model does not use, in the order of the file.
+    pub fn unused_tensors(&self) -> impl Iterator<Item = &TensorSpec> {
+        let used: HashSet<&str> = self.inner.plan.weights().iter().map(|weight| weight.spec.name.as_str()).collect();
+        self.inner.store.tensors().map(StoredTensor::spec).filter(move |spec| !used.contains(spec.name.as_str()))
     }
 
     /// What to change if it does not fit into what `device` has free.

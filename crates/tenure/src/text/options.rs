@@ -20,8 +20,10 @@ pub struct TextOptions {
     pub logit_rows: usize,
     /// How weights are reached that the device can use as the file has them.
     pub access: WeightAccess,
-    /// Whether every step is checked layer by layer: an infinity, or what is no number, is then a
-    /// `NonFiniteActivation` error that names the layer. Takes memory for what all layers give, and some time.
+    /// Whether what the layers give is looked through in every step: an infinity, or what is no number, is then a
+    /// `NonFiniteActivation` error with the first such layer, counted from 0. What is wrong with the embeddings shows in
+    /// layer 0, what is wrong behind the last layer in the logits, which the sampler refuses. Takes memory for what all
+    /// layers give, and some time.
     pub check_activations: bool,
 }
 

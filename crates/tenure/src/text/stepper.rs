@@ -7,8 +7,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tenure_device::{DeviceError, Program, RunError, StepInputs, Stop, host_room};
-use tenure_graph::{OutputId, Rows};
+use tenure_device::{DeviceError, Program, RunError, StepInputs, StepRows, Stop, check_all, host_room};
+use tenure_graph::{OutputId, Value};
 
 use crate::text::slots::{Slots, room};
 
@@ -80,8 +80,8 @@ struct StepEngine {
     tables: Vec<u32>,
     outputs: Vec<u32>,
     blocks: Vec<u32>,
-    /// Layers whose results are checked, with the columns of a row.
-    checked: Vec<(OutputId, usize)>,
+    /// Layers whose results are checked, in order, with the value of each.
+    checked: Vec<(usize, Value)>,
     /// Room for one row of such a result.
     row: Vec<f32>,
 }
@@ -89,14 +89,16 @@ struct StepEngine {
 impl Stepper {
     pub(crate) fn new(program: Program, sequences: usize) -> Result<Self, DeviceError> {
         let (plan, shape) = (program.plan(), program.plan().shape());
-        let checked: Vec<(OutputId, usize)> = plan
+        let checked: Vec<(usize, Value)> = plan
             .outputs()
             .iter()
-            .filter(|(output, _)| matches!(output, OutputId::Layer(_)))
-            .map(|&(output, val)| (output, plan.value(val).cols))
+            .filter_map(|&(output, val)| match output {
+                OutputId::Layer(layer) => Some((layer as usize, plan.value(val))),
+                OutputId::Logits => None,
+            })
             .collect();
         let mut row = Vec::new();
-        host_room(&mut row, checked.iter().map(|&(_, cols)| cols).max().unwrap_or(0))?;
+        host_room(&mut row, checked.iter().map(|(_, value)| value.cols).max().unwrap_or(0))?;
         let slots = Slots::new(sequences, shape.context)?;
         let engine = StepEngine {
             batch: Vec::with_capacity(sequences),
@@ -304,24 +306,23 @@ impl StepEngine {
 
     /// Looks through what the layers gave, if that is wanted, and notes the fault of each request that has one.
     fn check_layers(&mut self) -> Result<(), RunError> {
-        for (layer, &(output, cols)) in self.checked.iter().enumerate() {
-            self.row.resize(cols, 0.0);
-            let plan = self.program.plan();
-            let rows = plan.output(output).map_or(Rows::Step, |val| plan.value(val).rows);
+        for &(layer, value) in &self.checked {
+            check_all(&self.stops)?;
+            self.row.resize(value.cols, 0.0);
             let mut first = 0;
             for request in &mut self.batch {
-                let count = match rows {
-                    Rows::Step => request.buffers.tokens.len(),
-                    Rows::Out => request.outs,
-                };
-                for row in first..first + count {
-                    self.program.read(output, row, &mut self.row)?;
-                    if !self.row.iter().all(|x| x.is_finite()) {
-                        request.fault.get_or_insert(RunError::NonFiniteActivation { layer });
+                let count = StepRows { step: request.buffers.tokens.len(), out: request.outs }.of(value.rows);
+                let rows = first..first + count;
+                first += count;
+                for row in rows {
+                    if request.fault.is_some() {
                         break;
                     }
+                    self.program.read(OutputId::Layer(layer as u32), row, &mut self.row)?;
+                    if !self.row.iter().all(|x| x.is_finite()) {
+                        request.fault = Some(RunError::NonFiniteActivation { layer });
+                    }
                 }
-                first += count;
             }
         }
         Ok(())

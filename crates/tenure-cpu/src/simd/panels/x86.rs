@@ -73,7 +73,7 @@ kinds! {
     Mxfp4 => DType::MXFP4, FP4;
 }
 
-/// How many bytes ahead of its use a panel is asked for: what was fastest, on the whole.
+/// How many bytes ahead of its use a panel is asked for: what was fastest, on the whole (`stream` in `benches/ops.rs`).
 const fn ahead(f: Format) -> usize {
     if f.blocks() == 1 { 2048 } else { 4096 }
 }
@@ -84,11 +84,6 @@ const fn parts(f: Format) -> usize {
         Scales::Halves | Scales::HalvesMin => 2,
         Scales::Block | Scales::BlockMin | Scales::Exponent | Scales::Blocks | Scales::BlocksMin => 1,
     }
-}
-
-/// Whether something is added to every weight.
-const fn has_min(f: Format) -> bool {
-    matches!(f.scales, Scales::BlockMin | Scales::HalvesMin | Scales::BlocksMin)
 }
 
 /// Whether blocks have integer scales.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
 use super::avx2_wide::avx2_wide;
-use super::{Kind, ahead, has_min, has_steps, less, parts, signed, sum};
+use super::{Kind, ahead, has_steps, less, parts, signed, sum};
 use crate::simd::float::Out;
 
 /// Rows from which on weights are unpacked once for all of them.
@@ -68,7 +68,7 @@ unsafe fn avx2_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts:
                         add_part_avx2::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
                         for h in 0..2 {
                             for n in 0..N {
-                                if has_min(f) {
+                                if f.has_min() {
                                     let sum = _mm256_set1_ps(sum(f, &*at.add(n * per_row), part));
                                     sums[h][n] = _mm256_fmadd_ps(min_avx2(f, trailer, b, part, h), sum, sums[h][n]);
                                 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, ROWS, SUPER};
 use super::avx2::{ROWS_TOGETHER, Words, group_avx2, min_avx2, scale_avx2, steps_avx2};
-use super::{Kind, has_min, less, parts, sum};
+use super::{Kind, less, parts, sum};
 use crate::simd::float::Out;
 
 /// Rows computed side by side.
@@ -109,7 +109,7 @@ unsafe fn unpack_avx2<K: Kind>(piece: *const u8, blocks: usize, room: *mut Unpac
                             _mm256_store_si256(codes.add(128 * g + 64 * odd + 32 * h).cast(), words);
                         }
                     }
-                    if has_min(f) {
+                    if f.has_min() {
                         let to = (&raw mut (*room).mins[block][part]).cast::<f32>().add(8 * h);
                         _mm256_store_ps(to, min_avx2(f, trailer, b, part, h));
                     }
@@ -144,7 +144,7 @@ unsafe fn tile_avx2<K: Kind, const N: usize>(
     unsafe {
         for first in (0..blocks).step_by(f.together()) {
             // Many at a time, where there are many; else at the end, with the sum in a register.
-            let mins_first = has_min(f) && f.together() > 1;
+            let mins_first = f.has_min() && f.together() > 1;
             if mins_first {
                 add_mins_avx2::<K, N>(room, first, at, per_row, sums);
             }
@@ -160,7 +160,8 @@ unsafe fn tile_avx2<K: Kind, const N: usize>(
                     let to = sums.add(ROWS * n + 8 * h);
                     // What does not need the dots comes first, and is done when they are.
                     let mut total = _mm256_load_ps(to);
-                    if has_min(f) && !mins_first {
+                    if f.has_min() && !mins_first {
+                        const { assert!(!K::FORMAT.has_min() || K::FORMAT.together() > 1 || parts(K::FORMAT) == 1) };
                         let min = _mm256_load_ps((&raw const (*room).mins[first][0]).cast::<f32>().add(8 * h));
                         let sum = _mm256_set1_ps(sum(f, &*at.add(n * per_row + first), 0));
                         total = _mm256_fmadd_ps(min, sum, total);
@@ -228,7 +229,8 @@ unsafe fn dots_avx2<const N: usize>(
     per_row: usize,
     dots: &mut [[__m256i; N]; 2],
 ) {
-    // SAFETY: the caller's promise; the text reads what the loop does.
+    // SAFETY: the caller's promise; the text reads what the loop does, for `blocks > 0`: the words at the beginning of
+    // an `Act`, of four rows `stride` apart.
     unsafe {
         let stride = per_row * size_of::<Act>();
         let [low, high] = dots;

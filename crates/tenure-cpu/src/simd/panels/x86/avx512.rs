@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
-use super::{Kind, ahead, has_min, has_steps, less, parts, signed, sum};
+use super::{Kind, ahead, has_steps, less, parts, signed, sum};
 use crate::simd::float::Out;
 
 /// # Safety
@@ -70,7 +70,7 @@ unsafe fn avx512_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, act
                     }
                     for part in 0..parts(f) {
                         add_part_avx512::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
-                        if has_min(f) {
+                        if f.has_min() {
                             let min = min_avx512(f, trailer, b, part);
                             for n in 0..N {
                                 let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
