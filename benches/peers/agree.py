@@ -10,7 +10,6 @@ the truth's. The result is printed as a table and written to benches/record/DATE
 """
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-from compare import HERE, ROOT, machine, version
+from compare import HERE, ROOT, begin_record, built, write_record
 
 GREEDY, TOP = 48, 20
 
@@ -79,14 +78,8 @@ def main() -> int:
     parser.add_argument("--name", default="agree", help="name of the record")
     parser.add_argument("--record-dir", default=os.path.join(ROOT, "benches", "record"))
     args = parser.parse_args()
-    ours = args.ours and os.path.abspath(args.ours)
-    if not ours:
-        subprocess.run(["cargo", "build", "--release", "--example", "generate"], cwd=ROOT, check=True)
-        target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
-        ours = os.path.join(target, "release", "examples", "generate")
-
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    record = {"date": date, "version": version(), "machine": machine(), "settings": {"greedy": GREEDY, "top": TOP}, "results": []}
+    ours = built("generate", args.ours)
+    record = begin_record({"greedy": GREEDY, "top": TOP})
     print("| file | prompt | tokens | error, ours | error, llama.cpp | greedy, ours | greedy, llama.cpp |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for model in map(os.path.abspath, args.model):
@@ -97,11 +90,10 @@ def main() -> int:
             mine = answer(ours, model, prompt(name), 1 << 20)
             if mine["prompt_tokens"] != true["prompt_tokens"]:
                 raise SystemExit(f"{model}, {name}: other tokens than llama.cpp's")
-            own = {id: logit for id, logit in mine["last_logits_top"]}
             case = {
                 "prompt": name,
                 "tokens": len(true["prompt_tokens"]),
-                "error_ours": rms(own, logits(true)),
+                "error_ours": rms(dict(mine["last_logits_top"]), logits(true)),
                 "error_peer": rms(logits(peer), logits(true)),
                 "greedy_ours": agreeing(mine["tokens"], true["tokens"]),
                 "greedy_peer": agreeing(peer["tokens"], true["tokens"]),
@@ -111,12 +103,7 @@ def main() -> int:
                 file=result["file"], **case), flush=True)
         record["results"].append(result)
 
-    os.makedirs(args.record_dir, exist_ok=True)
-    path = os.path.join(args.record_dir, f"{date[:10]}-{args.name}.json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    print(f"written to {os.path.relpath(path)}", file=sys.stderr)
+    write_record(record, args.record_dir, args.name)
     return 0
 
 

@@ -51,6 +51,30 @@ def version() -> str | None:
     return done.stdout.strip() or None
 
 
+def built(example: str, given: str | None) -> str:
+    """Our program of that name: the one given, or else one that is built now."""
+    if given:
+        return os.path.abspath(given)
+    subprocess.run(["cargo", "build", "--release", "--example", example], cwd=ROOT, check=True)
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+    return os.path.join(target, "release", "examples", example)
+
+
+def begin_record(settings: dict) -> dict:
+    """A record of now, of this machine and of our version, without results."""
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, "version": version(), "machine": machine(), "settings": settings, "results": []}
+
+
+def write_record(record: dict, folder: str, name: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    target = os.path.join(folder, f"{record['date'][:10]}-{name}.json")
+    with open(target, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    print(f"written to {os.path.relpath(target)}", file=sys.stderr)
+
+
 def busy_seconds() -> float | None:
     """Processor seconds all programs have used, where the system tells."""
     try:
@@ -137,22 +161,9 @@ def main() -> int:
     args = parser.parse_args()
     args.model = [os.path.abspath(path) for path in args.model]
 
-    ours = None
-    if args.only == "both":
-        if args.ours:
-            ours = [os.path.abspath(args.ours)]
-        else:
-            subprocess.run(["cargo", "build", "--release", "--example", "bench"], cwd=ROOT, check=True)
-            target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
-            ours = [os.path.join(target, "release", "examples", "bench")]
-
-    record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "version": version(),
-        "machine": machine(),
-        "settings": {key: getattr(args, key) for key in ("threads", "rounds", "repetitions", "prompt", "generate", "depth", "sequences")},
-        "results": [],
-    }
+    ours = [built("bench", args.ours)] if args.only == "both" else None
+    settings = ("threads", "rounds", "repetitions", "prompt", "generate", "depth", "sequences")
+    record = begin_record({key: getattr(args, key) for key in settings})
     for path in args.model:
         print(os.path.basename(path), file=sys.stderr)
         record["results"].append(compare(path, args, ours))
@@ -170,12 +181,7 @@ def main() -> int:
     if shares and max(shares) > 0.05:
         print(f"Other programs took up to {max(shares):.0%} of the processor: these ratios say little.")
 
-    os.makedirs(args.record_dir, exist_ok=True)
-    target = os.path.join(args.record_dir, f"{record['date'][:10]}-{args.name}.json")
-    with open(target, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    print(f"written to {os.path.relpath(target)}", file=sys.stderr)
+    write_record(record, args.record_dir, args.name)
     return 0
 
 

@@ -1,12 +1,39 @@
 //! The project's own small models, with what an independent implementation computes for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 /// A file under `fixtures/models`.
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
+/// A file in the temporary folder, gone when it is dropped.
+pub struct Temporary(PathBuf);
+
+impl Temporary {
+    /// A file with these bytes; no other of this process has the name.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(name: &str, bytes: &[u8]) -> std::io::Result<Self> {
+        let file = Temporary(std::env::temp_dir().join(format!("tenure-{}-{name}", std::process::id())));
+        std::fs::write(&file.0, bytes)?;
+        Ok(file)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A file left behind in the temporary folder harms nobody.
+        let _: std::io::Result<()> = std::fs::remove_file(&self.0);
+    }
 }
 
 /// A small model and its truth, computed in 64-bit floats from the architecture's definition by

@@ -25,6 +25,6 @@ mod gpu;
 mod poisoned;
 
 pub use faulty::{Fault, Faulty, Operation};
-pub use fixtures::{Golden, GoldenCase, fixture, goldens};
+pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};
 pub use gpu::Gpu;
 pub use poisoned::Poisoned;

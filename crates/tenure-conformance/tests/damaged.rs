@@ -8,7 +8,7 @@ use tenure::{
     ByteSize, Deadline, Device, Engine, ErrorKind, GenerateOptions, LoadOptions, Prompt, SamplerParams, Stop, Text,
     TextOptions, WeightStore, vulkan::Caps,
 };
-use tenure_conformance::{Gpu, fixture};
+use tenure_conformance::{Gpu, Temporary, fixture};
 use tenure_tensor::DType;
 use tenure_weights::gguf::{GgufWriter, KvValue};
 
@@ -16,24 +16,6 @@ const PROMPT: [u32; 20] = [7; 20];
 
 fn soon() -> Stop {
     Stop::by(Deadline::after(Duration::from_secs(60)))
-}
-
-/// A file in the temporary folder, gone when it is dropped.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(name: &str, bytes: &[u8]) -> Self {
-        let path = std::env::temp_dir().join(format!("tenure-damaged-{}-{name}.gguf", std::process::id()));
-        std::fs::write(&path, bytes).expect("writable");
-        Temporary(path)
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // A file left behind in the temporary folder harms nobody.
-        let _: std::io::Result<()> = std::fs::remove_file(&self.0);
-    }
 }
 
 /// Where a block's f16 scale is.
@@ -86,8 +68,9 @@ fn scales_that_are_no_numbers_are_found_in_their_layer() {
         let (mut layers, mut heads) = (0, 0);
         for (sound, name) in &to_damage(models) {
             for (what, scale) in [("nan", 0x7e00), ("inf", 0x7c00)] {
-                let file = Temporary::new(&format!("{name}-{what}"), &spoilt(sound, name, scale));
-                let model = engine.load_text_with(&file.0, &checked, &LoadOptions::default()).expect("loads");
+                let file =
+                    Temporary::new(&format!("{name}-{what}.gguf"), &spoilt(sound, name, scale)).expect("writable");
+                let model = engine.load_text_with(file.path(), &checked, &LoadOptions::default()).expect("loads");
                 let mut session = model.session().expect("free");
                 let tied = name == "token_embd.weight";
                 match name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()) {
@@ -112,10 +95,10 @@ fn scales_that_are_no_numbers_are_found_in_their_layer() {
                 }
                 drop(session);
                 // Unchecked, it is the sampler that refuses.
-                let model = engine.load_text(&file.0).expect("loads");
+                let model = engine.load_text(file.path()).expect("loads");
                 let mut session = model.session().expect("free");
                 let options = GenerateOptions {
-                    sampler: SamplerParams { temperature: 0.0, ..SamplerParams::default() },
+                    sampler: SamplerParams::greedy(),
                     max_tokens: Some(4),
                     ..GenerateOptions::default()
                 };
@@ -173,8 +156,9 @@ fn tensors_that_nobody_uses_are_counted() {
         for index in 0..extra {
             writer = writer.tensor(format!("extra.{index}.weight"), DType::F32, [2], vec![0; 8]);
         }
-        let file = Temporary::new(&format!("extra-{extra}"), &writer.finish().expect("a sound file"));
-        let store = Arc::new(WeightStore::open(&file.0).expect("a sound file"));
+        let file =
+            Temporary::new(&format!("extra-{extra}.gguf"), &writer.finish().expect("a sound file")).expect("writable");
+        let store = Arc::new(WeightStore::open(file.path()).expect("a sound file"));
         let plan = engine.plan::<Text>(&store, &TextOptions::default()).expect("plans");
         assert_eq!(plan.unused_tensors().count(), extra);
         assert!(plan.unused_tensors().all(|spec| spec.name.starts_with("extra.")));

@@ -7,7 +7,7 @@ use tenure::{
     ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, ErrorKind, FinishReason, GenerateOptions, LoadOptions,
     ModelHandle, Prompt, SamplerParams, Stop, Text, TextOptions, TextSession,
 };
-use tenure_conformance::{Fault, Faulty, Operation, fixture};
+use tenure_conformance::{Fault, Faulty, Operation, Temporary, fixture};
 
 fn soon() -> Stop {
     Stop::by(Deadline::after(Duration::from_secs(60)))
@@ -293,10 +293,8 @@ fn a_chat_prompt_begins_with_the_first_token_once() {
         let mut bytes = file.clone();
         bytes[value("tokenizer.ggml.add_bos_token")] = 1;
         bytes[value("tokenizer.ggml.bos_token_id")..][..4].copy_from_slice(&bos.to_le_bytes());
-        let path = std::env::temp_dir().join(format!("tenure-first-token-{}-{bos}.gguf", std::process::id()));
-        std::fs::write(&path, bytes).expect("writable");
-        let model = engine.load_text(&path).expect("loads");
-        std::fs::remove_file(&path).expect("just written");
+        let file = Temporary::new(&format!("first-token-{bos}.gguf"), &bytes).expect("writable");
+        let model = engine.load_text(file.path()).expect("loads");
         assert!(model.tokenizer().adds_bos());
         assert_eq!(model.tokens(&prompt).expect("renders"), wanted);
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, Val, WeightUse};
+use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
@@ -282,14 +282,15 @@ impl StepInputs<'_> {
     }
 }
 
-/// Whether a row of an output may be read after a step of so many rows, into `len` floats; the output's value.
+/// Whether a row of an output may be read after a step of so many rows, into `len` floats; the output's place among
+/// [`Plan::outputs`].
 ///
 /// # Errors
 /// [`RunError::BadInput`] when there is no such output or row, or its length is another.
-pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len: usize) -> Result<Val, RunError> {
+pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len: usize) -> Result<usize, RunError> {
     let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
-    let val = plan.output(output).ok_or_else(|| bad("output", 0, 0))?;
-    let value = plan.value(val);
+    let place = plan.outputs().iter().position(|&(other, _)| other == output).ok_or_else(|| bad("output", 0, 0))?;
+    let value = plan.value(plan.outputs()[place].1);
     let rows = step.of(value.rows);
     if row >= rows {
         return Err(bad("output row", row, rows));
@@ -297,7 +298,7 @@ pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len
     if len != value.cols {
         return Err(bad("output length", len, value.cols));
     }
-    Ok(val)
+    Ok(place)
 }
 
 /// Empties a list of the host and makes room in it for `len` elements.

@@ -103,7 +103,8 @@ impl Exec for Interpreter {
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
-        let val = check_read(&self.plan, output, row, self.last, into.len())?;
+        let place = check_read(&self.plan, output, row, self.last, into.len())?;
+        let (_, val) = self.plan.outputs()[place];
         // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
         into.copy_from_slice(unsafe { self.row(val, row) });
         Ok(())

@@ -109,3 +109,9 @@ const fn signed(f: Format) -> bool {
 fn sum(f: Format, act: &Act, part: usize) -> f32 {
     if parts(f) == 1 { act.total } else { act.halves[part] }
 }
+
+/// The same in units.
+#[inline(always)]
+fn sum_in_units(f: Format, act: &Act, part: usize) -> i32 {
+    if parts(f) == 1 { act.sums[0] + act.sums[1] } else { act.sums[part] }
+}

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
 use super::avx2_wide::avx2_wide;
-use super::{Kind, ahead, has_steps, less, parts, signed, sum};
+use super::{Kind, ahead, has_steps, less, parts, signed, sum, sum_in_units};
 use crate::simd::float::Out;
 
 /// Rows from which on weights are unpacked once for all of them.
@@ -66,20 +66,22 @@ unsafe fn avx2_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts:
                     }
                     for part in 0..parts(f) {
                         add_part_avx2::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
-                        for h in 0..2 {
-                            for n in 0..N {
-                                if f.has_min() {
+                        if f.has_min() {
+                            for h in 0..2 {
+                                let min = min_avx2(f, trailer, b, part, h);
+                                for n in 0..N {
                                     let sum = _mm256_set1_ps(sum(f, &*at.add(n * per_row), part));
-                                    sums[h][n] = _mm256_fmadd_ps(min_avx2(f, trailer, b, part, h), sum, sums[h][n]);
+                                    sums[h][n] = _mm256_fmadd_ps(min, sum, sums[h][n]);
                                 }
                             }
                         }
                     }
                 }
                 for h in 0..2 {
+                    let scale = scale_avx2(f, trailer, h);
                     for n in 0..N {
                         let unit = _mm256_set1_ps((*acts.add(n * per_row + column * f.blocks() + first)).unit);
-                        let scale = _mm256_mul_ps(scale_avx2(f, trailer, h), unit);
+                        let scale = _mm256_mul_ps(scale, unit);
                         sums[h][n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[h][n]), scale, sums[h][n]);
                     }
                 }
@@ -133,8 +135,7 @@ unsafe fn add_part_avx2<K: Kind, const N: usize>(
             }
         }
         for n in 0..N {
-            let sums = (*at.add(n * per_row)).sums;
-            let sum = if parts(f) == 1 { sums[0] + sums[1] } else { sums[part] };
+            let sum = sum_in_units(f, &*at.add(n * per_row), part);
             let taken = _mm256_set1_epi32(sum * i32::from(less(f)));
             for h in 0..2 {
                 if less(f) != 0 {

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
-use super::{Kind, ahead, has_steps, less, parts, signed, sum};
+use super::{Kind, ahead, has_steps, less, parts, signed, sum, sum_in_units};
 use crate::simd::float::Out;
 
 /// # Safety
@@ -134,8 +134,7 @@ unsafe fn add_part_avx512<K: Kind, const N: usize>(
         }
         for n in 0..N {
             if less(f) != 0 {
-                let sums = (*at.add(n * per_row)).sums;
-                let sum = if parts(f) == 1 { sums[0] + sums[1] } else { sums[part] };
+                let sum = sum_in_units(f, &*at.add(n * per_row), part);
                 these[n] = _mm512_sub_epi32(these[n], _mm512_set1_epi32(sum * i32::from(less(f))));
             }
             if has_steps(f) {
