@@ -120,12 +120,15 @@ fn explain(model: &ModelArgs, engine: &Engine, options: &TextOptions) -> Result<
         return Err(Refusal::new("BadParameter", "the processor's steps have no commands to explain"));
     };
     let plan = model.plan(engine, options, &Cancel::new())?;
-    let shape = plan.step().shape();
+    let Some((_, plan)) = plan.steps().find(|(device, _)| device.is(engine.device())) else {
+        return Err(Refusal::new("BadParameter", "no layer is computed on the GPU"));
+    };
+    let shape = plan.shape();
     let cache = (options.kv, shape.table_len() * options.sequences);
     let needed: u64 =
-        plan.step().weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).map(ByteSize::get).sum();
+        plan.weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).map(ByteSize::get).sum();
     for rows in [1, shape.rows] {
-        let counts = vulkan.explain(plan.step(), cache, rows, 1).map_err(tenure::Error::from)?;
+        let counts = vulkan.explain(plan, cache, rows, 1).map_err(tenure::Error::from)?;
         let dispatches: usize = counts.dispatches.values().sum();
         note(format_args!("a step of {rows} rows, 1 out:\n"));
         for (kernel, count) in &counts.dispatches {

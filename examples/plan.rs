@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::Cancel;
+use tenure::{ByteSize, Cancel, Device, LoadPlan, Text};
 use tenure_examples::cli::{ModelArgs, Refusal, parsed, run, unused};
 
 /// What loading a model would take.
@@ -32,26 +32,29 @@ fn main() -> ExitCode {
 fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
     let engine = arguments.model.engine()?;
     let plan = arguments.model.plan(&engine, &arguments.model.options(arguments.sequences, 1), &Cancel::new())?;
-    let planned = plan.footprint().total();
-    // Not the model's, but taken off the budget as long as the engine lives.
-    let staging = engine.device().backend().overhead();
-    let total = planned + staging;
-    let report = engine.report();
-    let budget = arguments.model.budget.unwrap_or(report.budget + staging);
-    let fits = total <= budget;
-    let advice = (!fits).then(|| plan.advice(engine.device()));
+    let planned = plan.bytes();
+    let mut shares = vec![DeviceShare::of(&plan, engine.device(), arguments.model.budget)];
+    shares.extend(engine.host().map(|host| DeviceShare::of(&plan, host, None)));
+    let fits = shares.iter().all(|share| share.total <= share.budget);
+    let advice = (!fits).then(|| plan.advice(&engine));
     if !arguments.json {
         let mut out = BufWriter::new(std::io::stdout().lock());
         if arguments.steps {
-            write!(out, "{}", plan.step())?;
+            plan.steps().try_for_each(|(_, step)| write!(out, "{step}"))?;
         }
-        for part in plan.components() {
-            let note = if part.in_budget { "" } else { "  (the file's own pages, beside the budget)" };
-            writeln!(out, "{:16} {:>15}  {}{note}", part.name, part.bytes.get(), part.bytes)?;
+        for share in &shares {
+            if shares.len() > 1 {
+                writeln!(out, "{}: {} layers", share.name, share.layers)?;
+            }
+            for part in plan.components().iter().filter(|part| part.device == share.name) {
+                let note = if part.in_budget { "" } else { "  (the file's own pages, beside the budget)" };
+                writeln!(out, "{:16} {:>15}  {}{note}", part.name, part.bytes.get(), part.bytes)?;
+            }
+            let DeviceShare { staging, total, budget, .. } = share;
+            writeln!(out, "{:16} {:>15}  {staging}  (for reading, once for all models)", "staging", staging.get())?;
+            writeln!(out, "{:16} {:>15}  {total}", "total", total.get())?;
+            writeln!(out, "{:16} {:>15}  {budget}", "budget", budget.get())?;
         }
-        writeln!(out, "{:16} {:>15}  {staging}  (for reading, once for all models)", "staging", staging.get())?;
-        writeln!(out, "{:16} {:>15}  {total}", "total", total.get())?;
-        writeln!(out, "{:16} {:>15}  {budget}", "budget", budget.get())?;
         let (context, sequences) = (plan.context(), arguments.sequences);
         if let Some(warning) = unused(&plan) {
             writeln!(out, "{warning}")?;
@@ -65,20 +68,66 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
     let mut components: Vec<Value> = plan
         .components()
         .iter()
-        .map(|part| json!({"name": part.name, "bytes": part.bytes.get(), "in_budget": part.in_budget}))
+        .map(|part| {
+            let (name, device, bytes, in_budget) = (part.name, &part.device, part.bytes.get(), part.in_budget);
+            json!({"name": name, "device": device, "bytes": bytes, "in_budget": in_budget})
+        })
         .collect();
-    components.push(json!({"name": "staging", "bytes": staging.get(), "in_budget": true}));
+    components.extend(shares.iter().map(
+        |share| json!({"name": "staging", "device": share.name, "bytes": share.staging.get(), "in_budget": true}),
+    ));
+    let sum = |of: fn(&DeviceShare) -> ByteSize| shares.iter().map(of).sum::<ByteSize>().get();
+    let devices: Vec<Value> = shares.iter().map(DeviceShare::json).collect();
     Ok(json!({
         "components": components,
+        "devices": devices,
         "planned_bytes": planned.get(),
-        "staging_bytes": staging.get(),
-        "total_bytes": total.get(),
-        "budget_bytes": budget.get(),
-        "free_bytes": report.free().get(),
+        "staging_bytes": sum(|share| share.staging),
+        "total_bytes": sum(|share| share.total),
+        "budget_bytes": sum(|share| share.budget),
+        "free_bytes": sum(|share| share.free),
         "unused_tensors": plan.unused_tensors().count(),
         "context": plan.context(),
         "sequences": arguments.sequences,
         "fits": fits,
         "advice": advice,
     }))
+}
+
+/// What the plan takes of a device, and what that has.
+struct DeviceShare {
+    name: String,
+    layers: usize,
+    /// Not the model's, but taken off the budget as long as the engine lives.
+    staging: ByteSize,
+    total: ByteSize,
+    budget: ByteSize,
+    free: ByteSize,
+}
+
+impl DeviceShare {
+    /// `budget`: what was asked for, which may be less than what the device takes for itself.
+    fn of(plan: &LoadPlan<Text>, device: &Device, budget: Option<ByteSize>) -> Self {
+        let share = plan.shares().iter().find(|share| share.device.is(device));
+        let layers = plan.layers().find(|(other, _)| other.is(device));
+        let (staging, report) = (device.backend().overhead(), device.report());
+        DeviceShare {
+            name: device.backend().name(),
+            layers: layers.map_or(0, |(_, layers)| layers),
+            staging,
+            total: share.map_or(ByteSize::ZERO, |share| share.footprint.total()) + staging,
+            budget: budget.unwrap_or(report.budget + staging),
+            free: report.free(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "layers": self.layers,
+            "total_bytes": self.total.get(),
+            "budget_bytes": self.budget.get(),
+            "free_bytes": self.free.get(),
+        })
+    }
 }

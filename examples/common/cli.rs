@@ -1,6 +1,6 @@
 //! Arguments and answers that the binaries have in common.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory, Parser, ValueEnum};
 use serde_json::{Value, json};
 use tenure::{
-    ByteSize, Cancel, Cpu, CpuOptions, Device, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle,
+    ByteSize, Cancel, Cpu, CpuOptions, Device, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle, Offload,
     SamplerParams, Stop, Text, TextOptions, Vulkan, VulkanOptions, WeightAccess, WeightStore,
 };
 
-use crate::device::{DeviceArg, list_devices};
+use crate::device::{DeviceArg, OffloadArg, list_devices};
 use crate::fetch::FetchError;
 
 /// Why a binary ended early.
@@ -67,7 +67,7 @@ pub fn parsed<A: Parser + CommandFactory>(then: impl FnOnce(A) -> ExitCode) -> E
         let json = given("--json") && knows("json");
         return run(json, || list_devices(json).map(Some));
     }
-    let error = match A::try_parse() {
+    let error = match A::try_parse_from(arguments()) {
         Ok(arguments) => return then(arguments),
         Err(error) => error,
     };
@@ -86,6 +86,15 @@ pub fn parsed<A: Parser + CommandFactory>(then: impl FnOnce(A) -> ExitCode) -> E
         tell("BadParameter", message);
     }
     ExitCode::from(2)
+}
+
+/// This program's arguments. `-ngl`, which people write with one dash, is no cluster of short flags.
+fn arguments() -> impl Iterator<Item = OsString> {
+    let mut flags = true;
+    std::env::args_os().map(move |argument| {
+        flags &= argument != "--";
+        if flags && argument == "-ngl" { "--ngl".into() } else { argument }
+    })
 }
 
 /// Whether a flag is among the arguments.
@@ -141,6 +150,10 @@ pub struct ModelArgs {
     /// or `auto` (a discrete GPU if there is one, or else the processor).
     #[arg(long, default_value = "cpu")]
     pub device: DeviceArg,
+    /// Layers that the GPU computes, the last ones and the head: a number, `all`, or `auto` for as many as fit into its
+    /// memory; the processor computes the others. Also `-ngl`.
+    #[arg(long, alias = "n-gpu-layers", alias = "gpu-layers", default_value = "all")]
+    pub ngl: OffloadArg,
     /// Show the GPUs that can be used, and end.
     #[arg(long)]
     pub list_devices: bool,
@@ -153,7 +166,7 @@ pub struct ModelArgs {
     /// Tokens of one step of a prompt.
     #[arg(long, default_value_t = TextOptions::default().batch)]
     pub batch: usize,
-    /// Bytes the model may take [default: the device's memory]; K, M, G are binary.
+    /// Bytes the model may take of the device [default: its memory]; K, M, G are binary.
     #[arg(long, value_parser = bytes)]
     pub budget: Option<ByteSize>,
     /// Read all weights instead of mapping those that need no repacking.
@@ -204,6 +217,7 @@ impl ModelArgs {
             },
             batch: self.batch,
             logit_rows,
+            offload: self.ngl.0,
             access: if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped },
             check_activations: self.check_activations,
         }
@@ -215,15 +229,20 @@ impl ModelArgs {
     /// When threads cannot be started, or there is no such device.
     pub fn engine(&self) -> Result<Engine, Refusal> {
         Ok(match self.vulkan()? {
-            None => {
-                let options = CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() };
-                Engine::cpu(options)?
-            }
+            None => Engine::cpu(CpuOptions { budget: self.budget, ..self.cpu() })?,
             Some(vulkan) => {
                 let budget = vulkan.budget();
-                Engine::on(Device::new(Arc::new(vulkan), budget))
+                let engine = Engine::on(Device::new(Arc::new(vulkan), budget));
+                match self.ngl.0 {
+                    Offload::All => engine,
+                    Offload::Layers(_) | Offload::Auto => engine.with_host(Engine::cpu(self.cpu())?.device().clone()),
+                }
             }
         })
+    }
+
+    fn cpu(&self) -> CpuOptions {
+        CpuOptions { threads: self.threads, ..CpuOptions::default() }
     }
 
     /// The GPU these arguments mean, if they mean one.
@@ -246,8 +265,7 @@ impl ModelArgs {
     /// # Errors
     /// When the processor cannot be used.
     pub fn threads(&self) -> Result<usize, Refusal> {
-        let options = CpuOptions { threads: self.threads, ..CpuOptions::default() };
-        Ok(Cpu::new(&options).map_err(tenure::Error::from)?.threads())
+        Ok(Cpu::new(&self.cpu()).map_err(tenure::Error::from)?.threads())
     }
 
     /// Plans.
@@ -270,7 +288,10 @@ impl ModelArgs {
         cancel: &Cancel,
     ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
         let plan = self.plan(engine, options, cancel)?;
-        let planned = plan.footprint().total();
+        let planned = plan.bytes();
+        if let Some(shared) = shared_out(&plan) {
+            note(format_args!("{shared}\n"));
+        }
         if let Some(warning) = unused(&plan) {
             note(format_args!("{warning}\n"));
         }
@@ -297,13 +318,20 @@ pub fn unused(plan: &LoadPlan<Text>) -> Option<String> {
     (!shown.is_empty()).then(|| format!("warning: the model does not use {}{rest} of its file", shown.join(", ")))
 }
 
+/// Which device computes how many layers, where there are several.
+pub fn shared_out(plan: &LoadPlan<Text>) -> Option<String> {
+    let parts: Vec<String> =
+        plan.layers().map(|(device, layers)| format!("{layers} on {}", device.backend().name())).collect();
+    (parts.len() > 1).then(|| format!("layers: {}", parts.join(", ")))
+}
+
 /// What the engine's memory is used for, as JSON.
 pub fn memory(engine: &Engine, planned: ByteSize) -> Value {
-    let report = engine.report();
+    let reports = || std::iter::once(engine.report()).chain(engine.host().map(Device::report));
     json!({
         "planned_bytes": planned.get(),
-        "allocated_bytes": report.allocated.get(),
-        "peak_bytes": report.peak.get(),
+        "allocated_bytes": reports().map(|report| report.allocated).sum::<ByteSize>().get(),
+        "peak_bytes": reports().map(|report| report.peak).sum::<ByteSize>().get(),
     })
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::str::FromStr;
 
 use serde_json::{Value, json};
+use tenure::Offload;
 use tenure::vulkan::{DeviceKind, DeviceSelector, VulkanError, devices};
 
 use crate::cli::Refusal;
@@ -47,6 +48,22 @@ impl DeviceArg {
                 Some(DeviceSelector::Index(discrete.index))
             }
         }
+    }
+}
+
+/// How many layers a GPU computes: `all`, `auto`, or a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffloadArg(pub Offload);
+
+impl FromStr for OffloadArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(OffloadArg(match text {
+            "all" => Offload::All,
+            "auto" => Offload::Auto,
+            number => Offload::Layers(number.parse().map_err(|_| "expected all, auto or a number of layers")?),
+        }))
     }
 }
 
@@ -102,6 +119,18 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_read_as_they_are_written() {
+        let read = |text: &str| text.parse::<OffloadArg>().map(|OffloadArg(offload)| offload);
+        assert_eq!(read("all"), Ok(Offload::All));
+        assert_eq!(read("auto"), Ok(Offload::Auto));
+        assert_eq!(read("0"), Ok(Offload::Layers(0)));
+        assert_eq!(read("99"), Ok(Offload::Layers(99)));
+        for wrong in ["", "-1", "some", "1.5"] {
+            read(wrong).expect_err(wrong);
+        }
+    }
 
     #[test]
     fn devices_are_read_as_they_are_written() {

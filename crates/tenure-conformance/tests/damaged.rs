@@ -122,7 +122,7 @@ fn checked_steps_give_the_same_bits_and_hold_what_is_planned() {
         let options = TextOptions { check_activations, batch: 8, sequences: 2, ..TextOptions::default() };
         let store = Arc::new(WeightStore::open(fixture("gemma3-q4_0.gguf")).expect("a sound file"));
         let plan = engine.plan::<Text>(&store, &options).expect("plans");
-        let planned = plan.footprint().total();
+        let planned = plan.bytes();
         let reservation = engine.reserve(&plan, &soon()).expect("fits");
         let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
         assert_eq!(engine.report().allocated, planned);

@@ -40,7 +40,7 @@ fn planned_bytes_are_allocated_bytes() {
                         continue;
                     }
                 };
-                let planned = plan.footprint().total();
+                let planned = plan.bytes();
                 let in_budget = |part: &tenure::Component| part.in_budget.then_some(part.bytes);
                 assert_eq!(plan.components().iter().filter_map(in_budget).sum::<ByteSize>(), planned);
                 assert_eq!(engine.report().allocated, ByteSize::ZERO, "planning allocates nothing");
@@ -80,8 +80,8 @@ fn what_does_not_fit_is_refused_with_the_numbers_and_a_way_out() {
     let store = Arc::new(WeightStore::open(fixture("llama-f32.gguf")).expect("a sound file"));
     let whole = Engine::auto().expect("cpu");
     let options = |context| TextOptions { context: Some(context), batch: 16, ..TextOptions::default() };
-    let small = whole.plan::<Text>(&store, &options(64)).expect("plans").footprint().total();
-    let large = whole.plan::<Text>(&store, &options(100_000)).expect("plans").footprint().total();
+    let small = whole.plan::<Text>(&store, &options(64)).expect("plans").bytes();
+    let large = whole.plan::<Text>(&store, &options(100_000)).expect("plans").bytes();
     let overhead = whole.device().backend().overhead();
     let budget = ByteSize::new((small.get() + large.get()) / 2) + overhead;
     let engine = Engine::cpu(CpuOptions { budget: Some(budget), ..CpuOptions::default() }).expect("cpu");
@@ -106,7 +106,7 @@ fn what_does_not_fit_is_refused_with_the_numbers_and_a_way_out() {
 fn a_reservation_waits_for_memory_until_its_deadline() {
     let store = Arc::new(WeightStore::open(fixture("llama-f32.gguf")).expect("a sound file"));
     let probe = Engine::auto().expect("cpu");
-    let need = probe.plan::<Text>(&store, &TextOptions::default()).expect("plans").footprint().total();
+    let need = probe.plan::<Text>(&store, &TextOptions::default()).expect("plans").bytes();
     let budget = need + probe.device().backend().overhead();
     let engine = Engine::cpu(CpuOptions { budget: Some(budget), ..CpuOptions::default() }).expect("cpu");
     let plan = || engine.plan::<Text>(&store, &TextOptions::default()).expect("plans");

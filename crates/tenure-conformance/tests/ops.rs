@@ -131,7 +131,7 @@ fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -
     let cache: ByteSize = plan.kv_layers().iter().map(of_kv).sum();
     for (kind, bytes) in [
         (SegmentKind::Weights, end),
-        (SegmentKind::Kv, cache.max(ByteSize::new(64))),
+        (SegmentKind::Kv, cache),
         (SegmentKind::Arena, plan.arena()),
         (SegmentKind::Scratch, backend.scratch(plan)),
         (SegmentKind::Exchange, backend.exchange(plan)),
@@ -140,7 +140,7 @@ fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -
     }
     let mut reservation = device.reserve("test", &footprint, &soon()).expect("small");
     let weights = reservation.carve(SegmentKind::Weights).expect("reserved");
-    let kv = KvPlace { lease: reservation.carve(SegmentKind::Kv).expect("reserved"), blocks, kv };
+    let kv = KvPlace { lease: reservation.carve(SegmentKind::Kv).ok(), blocks, kv };
     let arena = reservation.carve(SegmentKind::Arena).expect("reserved");
     let (scratch, exchange) =
         (reservation.carve(SegmentKind::Scratch).ok(), reservation.carve(SegmentKind::Exchange).ok());
@@ -173,7 +173,7 @@ fn results(program: &mut Program, steps: &[Rows]) -> Vec<Vec<f32>> {
     let blocks = if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() };
     let mut all = Vec::new();
     for Rows { tokens, positions, tables, outputs } in steps {
-        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs };
+        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, hidden: &[] };
         program.run(&inputs, &[soon()]).expect("runs");
         for row in 0..outputs.len() {
             let mut out = vec![f32::NAN; cols];
@@ -458,13 +458,55 @@ fn rows_beyond_a_value_cannot_be_read() {
     let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
     let mut program = bind(&portable(), &plan, &file, KvType::F32);
     let outputs = [0; 5000];
-    let inputs = StepInputs { tokens: &[2], positions: &[0], tables: &[0], blocks: &[0; TABLES], outputs: &outputs };
+    let (tables, blocks) = (&[0], &[0; TABLES]);
+    let inputs = StepInputs { tokens: &[2], positions: &[0], tables, blocks, outputs: &outputs, hidden: &[] };
     program.run(&inputs, &[soon()]).expect("runs");
     let mut row = [0.0; 16];
     program.read(OutputId::Logits, 0, &mut row).expect("computed");
     assert_eq!(row, table[32..48]);
     for beyond in [1, 4999] {
         assert!(program.read(OutputId::Logits, beyond, &mut row).is_err(), "row {beyond}");
+    }
+}
+
+/// What one part of a model hands to the next arrives bit for bit, however many rows there are.
+#[test]
+fn rows_that_come_with_a_step() {
+    for caps in devices(4 << 10) {
+        let Some(pair) = Pair::open(caps) else { return };
+        for cols in [1, 67, 512] {
+            let mut file = File::default();
+            file.put("w", DType::F32, Shape::from([cols]), &mut Random(11));
+            let g = Graph::new(&file, shape(37));
+            let x = g.input(cols);
+            let y = g.rms_norm(x, g.vector("w", cols), 1e-6);
+            let plan = Arc::new(g.finish(&[(OutputId::Hidden, x), (OutputId::Logits, y)]).expect("a sound plan"));
+            assert_eq!((plan.vocab(), plan.input_cols()), (None, cols));
+            for backend in [&pair.poisoned, &pair.cpu] {
+                let mut program = bind(backend, &plan, &file, KvType::F32);
+                for rows in [1, 37, 9] {
+                    let hidden: Vec<f32> = (0..rows * cols).map(|at| at as f32 - 3.5).collect();
+                    let (positions, zeros): (Vec<u32>, _) = ((0..rows as u32).collect(), vec![0; rows]);
+                    let blocks: Vec<u32> = (0..plan.shape().table_len() as u32).collect();
+                    let step = |hidden| StepInputs {
+                        tokens: &zeros,
+                        positions: &positions,
+                        tables: &zeros,
+                        blocks: &blocks,
+                        outputs: &[],
+                        hidden,
+                    };
+                    program.run(&step(&hidden[1..]), &[soon()]).expect_err("a number is missing");
+                    program.run(&step(&hidden), &[soon()]).expect("runs");
+                    let mut row = vec![f32::NAN; cols];
+                    for (at, want) in hidden.chunks_exact(cols).enumerate() {
+                        program.read(OutputId::Hidden, at, &mut row).expect("was computed");
+                        assert_eq!(row, want, "{cols} columns, row {at} of {rows}");
+                    }
+                }
+            }
+        }
+        pair.close();
     }
 }
 

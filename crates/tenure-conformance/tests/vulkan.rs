@@ -165,9 +165,10 @@ fn planned_bytes_are_the_drivers_bytes() {
                         continue;
                     }
                 };
-                let planned = plan.footprint().total();
-                segments = segments.max(plan.footprint().segments().len());
-                if plan.footprint().segments().iter().any(|&(_, bytes)| bytes > gpu.backend.largest_segment()) {
+                let planned = plan.bytes();
+                segments = segments.max(plan.shares()[0].footprint.segments().len());
+                if plan.shares()[0].footprint.segments().iter().any(|&(_, bytes)| bytes > gpu.backend.largest_segment())
+                {
                     // One tensor, or the cache, is larger than an allocation may be: typed, and nothing is left.
                     let reservation = engine.reserve(&plan, &soon()).expect("fits");
                     let error = engine.load(plan, reservation, &LoadOptions::default()).expect_err("too large");

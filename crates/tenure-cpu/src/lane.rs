@@ -64,6 +64,7 @@ impl Lane for CpuLane {
         let lent = memory.scratch.as_ref().filter(|_| scratch.bytes > 0);
         enough("scratch", lent.map_or(ByteSize::ZERO, Lease::bytes), ByteSize::of(scratch.bytes))?;
         let lent = lent.unwrap_or(&memory.arena);
+        let cache = memory.kv.lease.as_ref();
 
         let mut layers = Vec::new();
         let mut end = 0usize;
@@ -73,11 +74,13 @@ impl Lane for CpuLane {
             let layer_bytes = head.checked_mul(layer.heads).and_then(|block| block.checked_mul(memory.kv.blocks));
             layers.push((end, head * layer.heads));
             end = layer_bytes.and_then(|bytes| end.checked_add(bytes)).unwrap_or(usize::MAX);
-            enough("kv cache", memory.kv.lease.bytes(), ByteSize::of(end))?;
+            enough("kv cache", cache.map_or(ByteSize::ZERO, Lease::bytes), ByteSize::of(end))?;
         }
 
+        let cache = cache.unwrap_or(&memory.arena);
+
         let mut weights = Vec::new();
-        let mut held = vec![memory.kv.lease.clone(), memory.arena.clone(), lent.clone()];
+        let mut held = vec![cache.clone(), memory.arena.clone(), lent.clone()];
         for (weight, place) in plan.weights().iter().zip(&memory.weights) {
             let layout = Layout::of(weight);
             let (cols, rows, dtype) = (weight.cols(), weight.rows(), weight.spec.dtype);
@@ -109,7 +112,7 @@ impl Lane for CpuLane {
             arena: Base::of(&memory.arena, 0),
             scratch_base: Base::of(lent, 0),
             scratch,
-            kv: Kv { base: Base::of(&memory.kv.lease, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
+            kv: Kv { base: Base::of(cache, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
             claims: [Claims::new(self.team.count()), Claims::new(self.team.count())],
             written: Vec::with_capacity(plan.shape().rows),
             last: StepRows::default(),

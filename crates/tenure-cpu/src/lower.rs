@@ -29,6 +29,9 @@ pub(crate) enum RowOp {
     RopeTable {
         table: usize,
     },
+    Input {
+        out: Val,
+    },
     Embed {
         table: WeightId,
         scale: f32,
@@ -170,6 +173,7 @@ struct Lowering<'p> {
 impl Lowering<'_> {
     fn step(&mut self, op: &Op, out: Option<Val>, packed: &dyn Fn(WeightId) -> bool) {
         match (op, out) {
+            (Op::Input, Some(out)) => self.row_op(Rows::Step, RowOp::Input { out }, &[], &[out]),
             (&Op::Embed { table, scale }, Some(out)) => {
                 self.row_op(Rows::Step, RowOp::Embed { table, scale, out }, &[], &[out]);
             }
@@ -220,7 +224,8 @@ impl Lowering<'_> {
             }
             // The builder gives every operation but `KvStore` a result.
             (
-                Op::Embed { .. }
+                Op::Input
+                | Op::Embed { .. }
                 | Op::RmsNorm { .. }
                 | Op::Rope { .. }
                 | Op::Glu { .. }

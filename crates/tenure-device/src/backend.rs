@@ -167,8 +167,8 @@ pub trait HostBytes: Send + Sync {
 /// Where the KV cache is.
 #[derive(Clone)]
 pub struct KvPlace {
-    /// The memory: for each layer in order, `blocks` blocks.
-    pub lease: Lease,
+    /// The memory: for each layer in order, `blocks` blocks. None where the plan has no layers.
+    pub lease: Option<Lease>,
     /// Blocks of each layer.
     pub blocks: usize,
     /// Element type.
@@ -204,6 +204,8 @@ pub struct StepInputs<'a> {
     pub blocks: &'a [u32],
     /// Rows whose results are wanted, in this order.
     pub outputs: &'a [u32],
+    /// `[rows, cols]` of a plan that begins with such ([`Plan::input_cols`]); elsewhere empty.
+    pub hidden: &'a [f32],
 }
 
 /// Rows of a step.
@@ -255,8 +257,13 @@ impl StepInputs<'_> {
         if let Some(&out) = self.outputs.iter().find(|&&out| out as usize >= rows) {
             return Err(bad("output row", out as usize, rows));
         }
-        if let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= plan.vocab()) {
-            return Err(bad("token", token as usize, plan.vocab()));
+        if let Some(vocab) = plan.vocab()
+            && let Some(&token) = self.tokens.iter().find(|&&token| token as usize >= vocab)
+        {
+            return Err(bad("token", token as usize, vocab));
+        }
+        if self.hidden.len() != rows * plan.input_cols() {
+            return Err(bad("hidden", self.hidden.len(), rows * plan.input_cols()));
         }
         written.clear();
         for row in 0..rows {

@@ -127,6 +127,11 @@ impl Reservation {
         self.pending.iter().map(|&(_, bytes)| bytes).sum()
     }
 
+    /// Segments of a kind that are reserved and not yet carved.
+    pub fn pending(&self, kind: SegmentKind) -> usize {
+        self.pending.iter().filter(|(other, _)| *other == kind).count()
+    }
+
     /// Allocates the first pending segment of that kind.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ impl DeviceLane {
     pub fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Program, DeviceError> {
         let mut held = Vec::with_capacity(memory.weights.len() + 4);
         let own = [
-            (Some(&memory.kv.lease), "kv cache"),
+            (memory.kv.lease.as_ref(), "kv cache"),
             (Some(&memory.arena), "arena"),
             (memory.scratch.as_ref(), "scratch"),
             (memory.exchange.as_ref(), "exchange"),

@@ -29,7 +29,8 @@ struct Tape {
     kv_layers: Vec<KvLayer>,
     values: Vec<Value>,
     steps: Vec<Step>,
-    vocab: usize,
+    vocab: Option<usize>,
+    input_cols: usize,
     error: Option<PlanError>,
 }
 
@@ -70,10 +71,17 @@ impl<'c> Graph<'c> {
         self.has(name).then(|| self.vector(name, len))
     }
 
+    /// [`Op::Input`]; a plan has one at most.
+    pub fn input(&self, cols: usize) -> Val {
+        self.demand(self.tape.borrow().input_cols == 0, || bad("input", "number", 2));
+        self.tape.borrow_mut().input_cols = cols;
+        self.push(Op::Input, Rows::Step, cols)
+    }
+
     /// [`Op::Embed`].
     pub fn embed(&self, table: WeightId, scale: f32) -> Val {
         let (vocab, cols) = self.matrix_shape(table);
-        self.tape.borrow_mut().vocab = vocab;
+        self.tape.borrow_mut().vocab = Some(vocab);
         self.push(Op::Embed { table, scale }, Rows::Step, cols)
     }
 
@@ -199,7 +207,7 @@ impl<'c> Graph<'c> {
     /// The first error of the recording, or what [`crate::verify`] found.
     pub fn finish(self, outputs: &[(OutputId, Val)]) -> Result<Plan, PlanError> {
         let Graph { shape, tape, .. } = self;
-        let Tape { weights, kv_layers, values, steps, vocab, error, .. } = tape.into_inner();
+        let Tape { weights, kv_layers, values, steps, vocab, input_cols, error, .. } = tape.into_inner();
         if let Some(error) = error {
             return Err(error);
         }
@@ -218,7 +226,8 @@ impl<'c> Graph<'c> {
         }
         let kept: Vec<Val> = outputs.iter().map(|&(_, val)| val).collect();
         let (spans, arena) = arena::place(&sizes, &steps, &kept)?;
-        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs: outputs.to_vec(), arena, vocab };
+        let outputs = outputs.to_vec();
+        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs, arena, vocab, input_cols };
         verify(&plan)?;
         Ok(plan)
     }
@@ -317,7 +326,8 @@ fn check_roles(op: &Op, weights: &[WeightUse]) -> Result<(), PlanError> {
             bias.map_or(Ok(()), |bias| demand(bias, WeightUse::is_vector))
         }
         Op::Rope { rope, .. } => rope.factors.map_or(Ok(()), |factors| demand(factors, WeightUse::is_vector)),
-        Op::KvStore { .. }
+        Op::Input
+        | Op::KvStore { .. }
         | Op::Attention { .. }
         | Op::Glu { .. }
         | Op::Add { .. }

@@ -7,6 +7,8 @@ use crate::value::{KvLayerId, Val, WeightId};
 /// One operation over values of the arena. `x` and friends are inputs; the result is the step's output value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
+    /// The rows that come with the step, of a part of a model that another part precedes -> `[step, cols]`.
+    Input,
     /// Rows of `table` (`[vocab, cols]`) named by the step's tokens, times `scale` -> `[step, cols]`.
     Embed {
         /// The embedding table.
@@ -169,6 +171,7 @@ impl Op {
     /// The operation's name: the stem of its kernel files.
     pub const fn name(&self) -> &'static str {
         match self {
+            Op::Input => "input",
             Op::Embed { .. } => "embed",
             Op::RmsNorm { .. } => "rms_norm",
             Op::MatMul { .. } => "matmul",
@@ -186,7 +189,7 @@ impl Op {
     /// The values the operation reads.
     pub fn inputs(&self) -> impl Iterator<Item = Val> + use<> {
         let (a, b) = match *self {
-            Op::Embed { .. } => (None, None),
+            Op::Input | Op::Embed { .. } => (None, None),
             Op::RmsNorm { x, .. }
             | Op::MatMul { x, .. }
             | Op::Rope { x, .. }
@@ -208,7 +211,8 @@ impl Op {
             Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
             Op::Glu { gate, .. } => Some(gate),
             Op::Add { a, .. } => Some(a),
-            Op::Embed { .. }
+            Op::Input
+            | Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::MatMul { .. }
             | Op::KvStore { .. }
@@ -222,7 +226,8 @@ impl Op {
         match *self {
             Op::KvStore { layer, .. } => Effect::WritesKv(layer),
             Op::Attention { layer, .. } => Effect::ReadsKv(layer),
-            Op::Embed { .. }
+            Op::Input
+            | Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::MatMul { .. }
             | Op::Rope { .. }
@@ -267,7 +272,7 @@ impl fmt::Display for Op {
             Op::Glu { activation, .. } => write!(f, " {activation:?}"),
             Op::Scale { factor, .. } => write!(f, " *{factor}"),
             Op::Softcap { cap, .. } => write!(f, " cap={cap}"),
-            Op::Add { .. } | Op::TakeRows { .. } => Ok(()),
+            Op::Input | Op::Add { .. } | Op::TakeRows { .. } => Ok(()),
         }
     }
 }

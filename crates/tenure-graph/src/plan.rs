@@ -19,7 +19,8 @@ pub struct Plan {
     pub(crate) steps: Vec<Step>,
     pub(crate) outputs: Vec<(OutputId, Val)>,
     pub(crate) arena: ByteSize,
-    pub(crate) vocab: usize,
+    pub(crate) vocab: Option<usize>,
+    pub(crate) input_cols: usize,
 }
 
 /// One step of a plan.
@@ -112,9 +113,14 @@ impl Plan {
         self.arena
     }
 
-    /// The number of tokens the embedding knows; every token of a step is below it.
-    pub const fn vocab(&self) -> usize {
+    /// The number of tokens the embedding knows, if there is one; every token of a step is below it.
+    pub const fn vocab(&self) -> Option<usize> {
         self.vocab
+    }
+
+    /// Columns of the rows that come with a step; 0 when none do.
+    pub const fn input_cols(&self) -> usize {
+        self.input_cols
     }
 }
 

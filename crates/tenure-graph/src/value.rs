@@ -56,6 +56,8 @@ impl StepShape {
 pub enum OutputId {
     /// `[out, vocab]`: one row of logits per requested row.
     Logits,
+    /// `[step, width]`: what a part of a model hands to the part that follows it.
+    Hidden,
     /// `[step, width]`, of the last layer `[out, width]`: what a layer hands to the next, counted from 0.
     Layer(u32),
 }

@@ -1,17 +1,20 @@
 //! What the decoder-only architectures share: names of tensors, and the parts of a layer.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use tenure_graph::{Activation, Graph, KvLayerId, RopeSpec, Val};
 
 use crate::config::TextConfig;
+use crate::text::Part;
 
 /// One model being recorded.
 pub(crate) struct Decoder<'g, 'c> {
     pub(crate) g: &'g Graph<'c>,
     pub(crate) config: &'g TextConfig,
+    pub(crate) part: Part,
     /// What each layer gave.
-    pub(crate) layers: RefCell<Vec<Val>>,
+    pub(crate) given: RefCell<Vec<Val>>,
 }
 
 /// One layer being recorded.
@@ -35,8 +38,8 @@ pub(crate) struct AttentionSpec<'r> {
 
 /// Llama's layers: a norm before each block, grouped-query attention, SwiGLU.
 pub(crate) fn pre_norm_layers(m: &Decoder<'_, '_>, spec: &AttentionSpec<'_>) -> Val {
-    let mut x = m.embed(1.0);
-    for i in 0..m.config.layers {
+    let mut x = m.begin(1.0);
+    for i in m.layers() {
         let layer = m.layer(i);
         let mut y = layer.attention(layer.rms_norm(x, "attn_norm.weight"), spec);
         if m.is_last(i) {
@@ -46,13 +49,31 @@ pub(crate) fn pre_norm_layers(m: &Decoder<'_, '_>, spec: &AttentionSpec<'_>) -> 
         let y = layer.feed_forward(layer.rms_norm(x, "ffn_norm.weight"), Activation::Silu);
         x = layer.ends(m.g.add(y, x));
     }
-    m.logits(x)
+    m.end(x)
 }
 
 impl<'g, 'c> Decoder<'g, 'c> {
-    /// Token embeddings times `scale`.
-    pub(crate) fn embed(&self, scale: f32) -> Val {
-        self.g.embed(self.g.table("token_embd.weight", self.config.vocab, self.config.width), scale)
+    /// What the first layer of this part takes: token embeddings times `scale`, or what the part before gave.
+    pub(crate) fn begin(&self, scale: f32) -> Val {
+        match self.part {
+            Part::Whole | Part::Before(_) => {
+                self.g.embed(self.g.table("token_embd.weight", self.config.vocab, self.config.width), scale)
+            }
+            Part::From(_) => self.g.input(self.config.width),
+        }
+    }
+
+    /// The layers of this part.
+    pub(crate) fn layers(&self) -> Range<usize> {
+        self.part.layers(self.config.layers)
+    }
+
+    /// What this part makes of its last layer: logits, or what the part behind takes.
+    pub(crate) fn end(&self, x: Val) -> Val {
+        match self.part {
+            Part::Whole | Part::From(_) => self.logits(x),
+            Part::Before(_) => x,
+        }
     }
 
     /// The rope of this model, with the divisors the file may give.
@@ -76,7 +97,7 @@ impl<'g, 'c> Decoder<'g, 'c> {
     }
 
     /// Final norm and head; the head is the embedding table where the file has no other.
-    pub(crate) fn logits(&self, x: Val) -> Val {
+    fn logits(&self, x: Val) -> Val {
         let g = self.g;
         let x = self.rms_norm(x, "output_norm.weight");
         let head = if g.has("output.weight") { "output.weight" } else { "token_embd.weight" };
@@ -97,7 +118,7 @@ impl Layer<'_, '_, '_> {
 
     /// `x` is what the layer gives.
     pub(crate) fn ends(&self, x: Val) -> Val {
-        self.decoder.layers.borrow_mut().push(x);
+        self.decoder.given.borrow_mut().push(x);
         x
     }
 

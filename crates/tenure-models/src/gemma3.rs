@@ -14,8 +14,8 @@ pub(crate) fn record(m: &Decoder<'_, '_>) -> Val {
     let score_dim = if c.layers == LAYERS_OF_27B { c.width / c.heads } else { c.head_dim };
     let scale = 1.0 / (score_dim as f32).sqrt();
     let global = m.rope();
-    let mut x = m.embed((c.width as f32).sqrt());
-    for i in 0..c.layers {
+    let mut x = m.begin((c.width as f32).sqrt());
+    for i in m.layers() {
         let layer = m.layer(i);
         let (rope, window) = match c.sliding.as_ref().filter(|sliding| sliding.covers(i)) {
             Some(sliding) => (&sliding.rope, Some(sliding.window)),
@@ -30,5 +30,5 @@ pub(crate) fn record(m: &Decoder<'_, '_>) -> Val {
         let y = layer.feed_forward(layer.rms_norm(x, "ffn_norm.weight"), Activation::GeluTanh);
         x = layer.ends(m.g.add(layer.rms_norm(y, "post_ffw_norm.weight"), x));
     }
-    m.logits(x)
+    m.end(x)
 }

@@ -15,4 +15,4 @@ mod text;
 
 pub use config::{Sliding, TextArchitecture, TextConfig};
 pub use error::ModelError;
-pub use text::{Outputs, record};
+pub use text::{Outputs, Part, record};

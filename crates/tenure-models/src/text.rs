@@ -1,6 +1,7 @@
 //! From a file to a recorded step.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use tenure_graph::{Graph, OutputId, Plan, StepShape, WeightCatalog};
 use tenure_tensor::TensorSpec;
@@ -14,37 +15,63 @@ use crate::{gemma3, llama, qwen2, qwen3};
 /// What a recorded step hands out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
-    /// [`OutputId::Logits`].
+    /// [`OutputId::Logits`], or [`OutputId::Hidden`] of a part without the head.
     Logits,
     /// And what each layer gives ([`OutputId::Layer`]), for checks; the arena then holds all of it at once.
     LogitsAndLayers,
 }
 
-/// Records one step of the model in `store`.
+/// What of a model a plan is of: parts that run one after the other may be on different devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The embedding, and the layers before that one, counted from 0; it hands out [`OutputId::Hidden`].
+    Before(usize),
+    /// The layers from that one on, and the head; it takes what the part before hands out.
+    From(usize),
+}
+
+impl Part {
+    /// Its layers, of a model of so many.
+    pub fn layers(self, of: usize) -> Range<usize> {
+        match self {
+            Part::Whole => 0..of,
+            Part::Before(end) => 0..end.min(of),
+            Part::From(first) => first.min(of)..of,
+        }
+    }
+}
+
+/// Records one step of the model in `store`, or of a part of it.
 ///
-/// Two recordings of one file list the same weights in the same order, whatever their shape.
+/// Two recordings of one file and part list the same weights in the same order, whatever their shape.
 ///
 /// # Errors
 /// [`ModelError`] naming the tensor that is missing, misshapen, or of a type not computed with.
 pub fn record(
     store: &WeightStore,
     config: &TextConfig,
+    part: Part,
     shape: StepShape,
     outputs: Outputs,
 ) -> Result<Plan, ModelError> {
     let catalog = Tensors(store);
     let g = Graph::new(&catalog, shape);
-    let decoder = Decoder { g: &g, config, layers: RefCell::default() };
-    let logits = match config.architecture {
+    let decoder = Decoder { g: &g, config, part, given: RefCell::default() };
+    let result = match config.architecture {
         TextArchitecture::Llama => llama::record(&decoder),
         TextArchitecture::Qwen2 => qwen2::record(&decoder),
         TextArchitecture::Qwen3 => qwen3::record(&decoder),
         TextArchitecture::Gemma3 => gemma3::record(&decoder),
     };
-    let layers = decoder.layers.take();
-    let mut handed_out = vec![(OutputId::Logits, logits)];
+    let given = decoder.given.take();
+    let mut handed_out = match part {
+        Part::Whole | Part::From(_) => vec![(OutputId::Logits, result)],
+        Part::Before(_) => vec![(OutputId::Hidden, result)],
+    };
     if outputs == Outputs::LogitsAndLayers {
-        handed_out.extend((0..).map(OutputId::Layer).zip(layers));
+        handed_out.extend(decoder.layers().map(|layer| OutputId::Layer(layer as u32)).zip(given));
     }
     Ok(g.finish(&handed_out)?)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenure_graph::{PlanError, StepShape};
-use tenure_models::{ModelError, Outputs, TextConfig, record};
+use tenure_models::{ModelError, Outputs, Part, TextConfig, record};
 use tenure_tensor::{DType, Shape};
 use tenure_weights::WeightStore;
 use tenure_weights::gguf::{GgufWriter, KvValue, ValueType};
@@ -97,7 +97,7 @@ impl Model {
         std::fs::write(&file.0, writer.finish().expect("a well-formed file")).expect("writable");
         let store = WeightStore::open(&file.0).expect("a well-formed file");
         let config = TextConfig::from_gguf(&store)?;
-        record(&store, &config, StepShape { rows: 4, outs: 1, context: 16 }, Outputs::Logits)?;
+        record(&store, &config, Part::Whole, StepShape { rows: 4, outs: 1, context: 16 }, Outputs::Logits)?;
         Ok(config)
     }
 

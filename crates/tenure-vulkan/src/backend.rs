@@ -149,6 +149,7 @@ impl Shared {
             exchange: weights + 2,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
+            hidden: 0,
             outputs: vec![0; plan.outputs().len()],
         }
     }

@@ -1,4 +1,5 @@
-//! What host and device exchange: the inputs of a step, twice, the turns of ropes, and the outputs.
+//! What host and device exchange: the inputs of a step, twice, the turns of ropes, rows of another part of a model, and
+//! the outputs.
 
 use tenure_device::StepInputs;
 use tenure_graph::Plan;
@@ -24,6 +25,8 @@ pub(crate) struct Exchange {
     slot: u64,
     /// Offset of each distinct rope's turns.
     pub(crate) turns: Vec<u64>,
+    /// Offset of the rows that come with a step.
+    pub(crate) hidden: u64,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
     /// All of it.
@@ -42,6 +45,7 @@ impl Exchange {
             table_len,
             slot: 0,
             turns: Vec::new(),
+            hidden: 0,
             outputs: Vec::new(),
             bytes: 0,
         };
@@ -53,6 +57,7 @@ impl Exchange {
             at
         };
         exchange.turns = ropes(plan).into_iter().map(|rope| take(turns_bytes(rope))).collect();
+        exchange.hidden = take(rows.saturating_mul(plan.input_cols() as u64 * WORD));
         exchange.outputs = plan
             .outputs()
             .iter()
@@ -178,6 +183,7 @@ mod tests {
             tables: &[6, 1, 6],
             blocks: &blocks,
             outputs: &[2],
+            hidden: &[],
         };
         let mut writer = Writer::default();
         for _ in 0..2 {

@@ -171,7 +171,12 @@ impl Lane for VulkanLane {
             layers.push(end.get());
             end += layout.block_bytes().times(kv_blocks as u64);
         }
-        let kv = self.buffer(memory.kv.lease.raw(), 0, end.get(), "kv cache")?;
+        let missing = DeviceError::WrongMemory { what: "kv cache", got: ByteSize::ZERO, need: end };
+        let kv = match &memory.kv.lease {
+            Some(lease) => self.buffer(lease.raw(), 0, end.get(), "kv cache")?,
+            None if end == ByteSize::ZERO => arena.clone(),
+            None => return Err(missing),
+        };
         let exchange = shared.exchange(&plan);
         let need = ByteSize::new(exchange.bytes);
         let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
@@ -219,6 +224,7 @@ impl Lane for VulkanLane {
             exchange: buffers.place(exchange_buffer.clone()),
             turns: exchange.turns.clone(),
             magnitudes,
+            hidden: exchange.hidden,
             outputs: exchange.outputs.clone(),
         };
         let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;

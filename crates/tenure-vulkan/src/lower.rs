@@ -72,6 +72,8 @@ pub(crate) struct Sites {
     pub(crate) turns: Vec<u64>,
     /// Factor on the cosines and sines of each.
     pub(crate) magnitudes: Vec<f32>,
+    /// Offset of the rows that come with the step.
+    pub(crate) hidden: u64,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
 }
@@ -153,6 +155,7 @@ impl Lowering<'_> {
             };
         };
         match step.op {
+            Op::Input => self.input(out),
             Op::Embed { table, scale } => self.embed(table, scale, out),
             Op::RmsNorm { x, weight, eps, group } => {
                 let cols = self.cols(out);
@@ -303,6 +306,16 @@ impl Lowering<'_> {
             })?;
         }
         Ok(())
+    }
+
+    /// Copies the rows that come with the step from where the host writes them.
+    fn input(&mut self, out: Val) -> Result<(), TooLarge> {
+        let (cols, buffer, offset) = (self.cols(out), self.sites.exchange, self.sites.hidden);
+        self.by_rows(&[out], |me, run| {
+            let offset = offset + run.first * cols * WORD;
+            let from = (Region { buffer, offset, bytes: run.count * cols * WORD }, Access::Read);
+            me.push(Kernel::Copy, [0; 2], vec![from, me.write(out, run)], vec![cols as u32], cols, run, 0);
+        })
     }
 
     /// Copies an output to where the host reads it.
@@ -582,6 +595,7 @@ mod tests {
             exchange: 12,
             turns: Vec::new(),
             magnitudes: Vec::new(),
+            hidden: 0,
             outputs: vec![512],
         }
     }

@@ -1,11 +1,11 @@
-//! The engine: a device with its budget, and what is loaded on it.
+//! The engine: a device with its budget, maybe a host beside it, and what is loaded on them.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tenure_cpu::{Cpu, CpuOptions};
-use tenure_device::{BudgetError, Cancel, Deadline, Device, Report, Reservation, Stop};
+use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Report, Stop};
 use tenure_tensor::ByteSize;
 use tenure_vulkan::{Vulkan, VulkanOptions};
 use tenure_weights::WeightStore;
@@ -23,11 +23,43 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(60 * 60);
 #[derive(Clone, Debug)]
 pub struct Engine {
     device: Device,
+    host: Option<Device>,
 }
 
 /// What loading a model takes, to the byte, before a byte is allocated.
 pub struct LoadPlan<F: Family> {
     pub(crate) inner: F::Plan,
+}
+
+/// What loading a model takes of one device.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The device.
+    pub device: Device,
+    /// What is taken of its budget.
+    pub footprint: Footprint,
+}
+
+/// The right to load one model: what its plan takes of each device is set aside. Not `Clone`; dropping it gives back
+/// what was not used.
+#[derive(Debug)]
+pub struct Reservation {
+    /// As the plan's shares are.
+    pub(crate) shares: Vec<tenure_device::Reservation>,
+}
+
+impl Reservation {
+    /// What is set aside, on all devices together.
+    pub fn remaining(&self) -> ByteSize {
+        self.shares.iter().map(tenure_device::Reservation::remaining).sum()
+    }
+
+    /// Whether it is for these shares, whole.
+    fn is_for(&self, shares: &[Share]) -> bool {
+        let mut pairs = self.shares.iter().zip(shares);
+        self.shares.len() == shares.len()
+            && pairs.all(|(held, share)| held.device().is(&share.device) && held.remaining() == share.footprint.total())
+    }
 }
 
 /// How to load.
@@ -78,7 +110,13 @@ impl Engine {
 
     /// An engine on a device of the caller's making.
     pub fn on(device: Device) -> Self {
-        Engine { device }
+        Engine { device, host: None }
+    }
+
+    /// With a second device for what of a model is not offloaded to the first ([`crate::Offload`]), with a budget of
+    /// its own.
+    pub fn with_host(self, host: Device) -> Self {
+        Engine { host: Some(host), ..self }
     }
 
     /// The device.
@@ -86,7 +124,12 @@ impl Engine {
         &self.device
     }
 
-    /// Who holds what.
+    /// The device beside it.
+    pub fn host(&self) -> Option<&Device> {
+        self.host.as_ref()
+    }
+
+    /// Who holds what of the engine's device; a host has a report of its own ([`Device::report`]).
     pub fn report(&self) -> Report {
         self.device.report()
     }
@@ -96,7 +139,7 @@ impl Engine {
     /// # Errors
     /// When the file is no model Tenure can run, or an option is out of bounds.
     pub fn plan<F: Family>(&self, store: &Arc<WeightStore>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
-        Ok(LoadPlan { inner: F::plan(&self.device, store, options)? })
+        Ok(LoadPlan { inner: F::plan(self, store, options)? })
     }
 
     /// Sets aside what `plan` takes, waiting for it until `stop`.
@@ -104,12 +147,15 @@ impl Engine {
     /// # Errors
     /// With the bytes needed, free, who holds the rest, and what to change.
     pub fn reserve<F: Family>(&self, plan: &LoadPlan<F>, stop: &Stop) -> Result<Reservation, Error> {
-        self.device.reserve(F::label(&plan.inner), F::footprint(&plan.inner), stop).map_err(|error| match error {
-            BudgetError::TooLarge { .. } | BudgetError::NoRoom { .. } => {
-                Cause::DoesNotFit { source: error, advice: F::advice(&plan.inner, &self.device) }.into()
+        let reserve = |share: &Share| share.device.reserve(F::label(&plan.inner), &share.footprint, stop);
+        let shares: Result<_, BudgetError> = F::shares(&plan.inner).iter().map(reserve).collect();
+        match shares {
+            Ok(shares) => Ok(Reservation { shares }),
+            Err(error @ (BudgetError::TooLarge { .. } | BudgetError::NoRoom { .. })) => {
+                Err(Cause::DoesNotFit { source: error, advice: F::advice(&plan.inner, self) }.into())
             }
-            other => other.into(),
-        })
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// Loads what was planned into what was reserved. A reservation is used once:
@@ -131,8 +177,9 @@ impl Engine {
         reservation: Reservation,
         options: &LoadOptions,
     ) -> Result<ModelHandle<F>, Error> {
-        let needed = F::footprint(&plan.inner).total();
-        if reservation.remaining() != needed || !reservation.device().is(&self.device) {
+        let shares = F::shares(&plan.inner);
+        if !reservation.is_for(shares) {
+            let needed = shares.iter().map(|share| share.footprint.total()).sum();
             return Err(Cause::WrongReservation { reserved: reservation.remaining(), needed }.into());
         }
         Ok(ModelHandle::new(F::load(plan.inner, reservation, options)?))
@@ -173,8 +220,18 @@ impl Engine {
 }
 
 impl<F: Family> LoadPlan<F> {
-    /// What loading takes from the budget.
-    pub fn footprint(&self) -> &tenure_device::Footprint {
-        F::footprint(&self.inner)
+    /// What loading takes of each device.
+    pub fn shares(&self) -> &[Share] {
+        F::shares(&self.inner)
+    }
+
+    /// What loading takes of all devices together.
+    pub fn bytes(&self) -> ByteSize {
+        self.shares().iter().map(|share| share.footprint.total()).sum()
+    }
+
+    /// What to change if it does not fit into what is free.
+    pub fn advice(&self, engine: &Engine) -> String {
+        F::advice(&self.inner, engine)
     }
 }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure_device::{Deadline, Device, Footprint, Reservation};
+use tenure_device::Deadline;
 use tenure_tensor::ByteSize;
 use tenure_weights::WeightStore;
 
-use crate::engine::LoadOptions;
+use crate::engine::{Engine, LoadOptions, Reservation, Share};
 use crate::error::Error;
 
 /// A family of models: [`crate::Text`]. Sealed; the families are Tenure's.
@@ -29,13 +29,13 @@ pub(crate) mod sealed {
         type Loaded: Send + Sync;
 
         /// Works out what loading takes.
-        fn plan(device: &Device, store: &Arc<WeightStore>, options: &Self::Options) -> Result<Self::Plan, Error>;
+        fn plan(engine: &Engine, store: &Arc<WeightStore>, options: &Self::Options) -> Result<Self::Plan, Error>;
         /// Who holds the memory, for reports.
         fn label(plan: &Self::Plan) -> &str;
-        /// What loading takes.
-        fn footprint(plan: &Self::Plan) -> &Footprint;
+        /// What loading takes of each device.
+        fn shares(plan: &Self::Plan) -> &[Share];
         /// What to change when it does not fit.
-        fn advice(plan: &Self::Plan, device: &Device) -> String;
+        fn advice(plan: &Self::Plan, engine: &Engine) -> String;
         /// Loads.
         fn load(plan: Self::Plan, reservation: Reservation, options: &LoadOptions) -> Result<Self::Loaded, Error>;
         /// What the model holds of the budget.

@@ -24,7 +24,7 @@
 //! let engine = Engine::auto()?;
 //! let store = Arc::new(WeightStore::open("model.gguf")?);
 //! let plan = engine.plan::<Text>(&store, &TextOptions { context: Some(8192), ..TextOptions::default() })?;
-//! println!("{} needed, {} free", plan.footprint().total(), engine.report().free());
+//! println!("{} needed, {} free", plan.bytes(), engine.report().free());
 //! let reservation = engine.reserve(&plan, &Stop::by(Deadline::after(Duration::from_secs(5))))?;
 //! let model = engine.load(plan, reservation, &LoadOptions::default())?;
 //! let mut session = model.session()?;
@@ -32,6 +32,19 @@
 //! while let Some(piece) = answer.next(Deadline::after(Duration::from_secs(10)))? {
 //!     print!("{}", piece.text);
 //! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A model may be larger than a GPU's memory: as many of its last layers as fit are computed there, the rest here.
+//!
+//! ```no_run
+//! use tenure::{CpuOptions, Engine, LoadOptions, Offload, TextOptions, VulkanOptions};
+//!
+//! # fn main() -> Result<(), tenure::Error> {
+//! let engine = Engine::vulkan(VulkanOptions::default())?.with_host(Engine::cpu(CpuOptions::default())?.device().clone());
+//! let options = TextOptions { offload: Offload::Auto, ..TextOptions::default() };
+//! let model = engine.load_text_with("model.gguf", &options, &LoadOptions::default())?;
 //! # Ok(())
 //! # }
 //! ```
@@ -90,13 +103,11 @@ pub mod vulkan {
     };
 }
 
-pub use engine::{Engine, LoadOptions, LoadPlan};
+pub use engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
 pub use tenure_cpu::{Cpu, CpuOptions};
-pub use tenure_device::{
-    BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop,
-};
+pub use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, SegmentKind, Stop};
 pub use tenure_graph::KvType;
 pub use tenure_models::{TextArchitecture, TextConfig};
 pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};
@@ -105,6 +116,6 @@ pub use tenure_tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 pub use tenure_vulkan::{Vulkan, VulkanOptions};
 pub use tenure_weights::{WeightStore, WeightsError};
 pub use text::{
-    Component, FinishReason, GenerateOptions, Generated, Generation, Message, Piece, Prompt, Text, TextOptions,
-    TextSession, WeightAccess,
+    Component, FinishReason, GenerateOptions, Generated, Generation, Message, Offload, Piece, Prompt, Text,
+    TextOptions, TextSession, WeightAccess,
 };

@@ -218,6 +218,11 @@ impl Run<'_> {
                     me.rope_table(table, row),
                 );
             }
+            RowOp::Input { out } => {
+                let out = write(out);
+                let cols = out.len();
+                out.copy_from_slice(&self.step.hidden[row * cols..(row + 1) * cols]);
+            }
             RowOp::Embed { table, scale, out } => {
                 let out = write(out);
                 me.weight(table).look_up(self.step.tokens[row] as usize, out);

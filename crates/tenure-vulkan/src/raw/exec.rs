@@ -127,6 +127,12 @@ impl Exec for VulkanExec {
         let slot = unsafe { exchange_buffer.words(exchange.bounds(self.slot), exchange.slot_bytes() / WORD) };
         let Some(slot) = slot else { return Err(self.parts.unmapped()) };
         self.writer.write(exchange, dispatches, many, step, slot);
+        // SAFETY: as above.
+        let hidden = unsafe { exchange_buffer.words(exchange.hidden, step.hidden.len() as u64) };
+        let Some(hidden) = hidden else { return Err(self.parts.unmapped()) };
+        for (to, x) in hidden.iter_mut().zip(step.hidden) {
+            *to = x.to_bits();
+        }
 
         let mut under_way = [None; AHEAD];
         for at in 0..self.recordings[self.slot][many.place()].len() {

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{
-    CarveError, Device, DeviceError, Footprint, HostBytes, KvPlace, Lease, Load, LoadItem, Memory, Reservation,
+    CarveError, Device, DeviceError, Footprint, HostBytes, KvPlace, Lease, Load, LoadItem, Memory, Program,
     SegmentKind, SourceError, Stop, WEIGHT_ALIGN, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
-use tenure_models::{Outputs, TextConfig};
+use tenure_models::{Outputs, Part, TextConfig};
 use tenure_tensor::{ByteSize, TensorSpec};
 use tenure_tokenizer::{ChatTemplate, TemplateError, Tokenizer};
 use tenure_weights::{MappedTensor, StoredTensor, TrustFile, WeightStore};
 
-use crate::engine::{LoadOptions, LoadPlan};
+use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 use crate::error::{Cause, Error};
 use crate::family::sealed;
-use crate::text::options::{TextOptions, WeightAccess};
+use crate::text::options::{Offload, TextOptions, WeightAccess};
 use crate::text::stepper::Stepper;
 
 /// The family of language models.
@@ -32,10 +32,18 @@ pub struct TextPlan {
     pub(crate) config: TextConfig,
     pub(crate) options: TextOptions,
     pub(crate) context: usize,
+    shape: StepShape,
+    kv_blocks: usize,
+    /// In the order they are computed in.
+    parts: Vec<PlannedPart>,
+    /// One for each part.
+    shares: Vec<Share>,
+}
+
+/// A part of a model that one device computes.
+struct PlannedPart {
     plan: Arc<Plan>,
     places: Vec<Planned>,
-    kv_blocks: usize,
-    footprint: Footprint,
     mapped: ByteSize,
 }
 
@@ -69,6 +77,8 @@ pub struct LoadedText {
 pub struct Component {
     /// What it is.
     pub name: &'static str,
+    /// On which device.
+    pub device: String,
     /// How much, of the budget or of the file's mapping.
     pub bytes: ByteSize,
     /// Whether the budget bears it; mapped weights are the file's own pages.
@@ -83,20 +93,20 @@ impl sealed::Family for Text {
     type Plan = TextPlan;
     type Loaded = LoadedText;
 
-    fn plan(device: &Device, store: &Arc<WeightStore>, options: &TextOptions) -> Result<TextPlan, Error> {
-        TextPlan::new(device, store, options)
+    fn plan(engine: &Engine, store: &Arc<WeightStore>, options: &TextOptions) -> Result<TextPlan, Error> {
+        TextPlan::new(engine, store, options)
     }
 
     fn label(plan: &TextPlan) -> &str {
         &plan.label
     }
 
-    fn footprint(plan: &TextPlan) -> &Footprint {
-        &plan.footprint
+    fn shares(plan: &TextPlan) -> &[Share] {
+        &plan.shares
     }
 
-    fn advice(plan: &TextPlan, device: &Device) -> String {
-        plan.advice(device)
+    fn advice(plan: &TextPlan, engine: &Engine) -> String {
+        plan.advice(engine)
     }
 
     fn load(plan: TextPlan, reservation: Reservation, options: &LoadOptions) -> Result<LoadedText, Error> {
@@ -109,17 +119,25 @@ impl sealed::Family for Text {
 }
 
 impl LoadPlan<Text> {
-    /// What loading takes, part by part.
+    /// What loading takes, device by device and purpose by purpose.
     pub fn components(&self) -> Vec<Component> {
-        let part = |name, kind| Component { name, bytes: self.inner.footprint.of(kind), in_budget: true };
-        vec![
-            part("weights", SegmentKind::Weights),
-            part("kv cache", SegmentKind::Kv),
-            part("arena", SegmentKind::Arena),
-            part("scratch", SegmentKind::Scratch),
-            part("exchange", SegmentKind::Exchange),
-            Component { name: "mapped weights", bytes: self.inner.mapped, in_budget: false },
-        ]
+        let mut components = Vec::new();
+        for (part, Share { device, footprint }) in self.inner.parts.iter().zip(&self.inner.shares) {
+            let device = device.backend().name();
+            let of = |name, bytes, in_budget| Component { name, device: device.clone(), bytes, in_budget };
+            components.extend(
+                [
+                    ("weights", SegmentKind::Weights),
+                    ("kv cache", SegmentKind::Kv),
+                    ("arena", SegmentKind::Arena),
+                    ("scratch", SegmentKind::Scratch),
+                    ("exchange", SegmentKind::Exchange),
+                ]
+                .map(|(name, kind)| of(name, footprint.of(kind), true)),
+            );
+            components.push(of("mapped weights", part.mapped, false));
+        }
+        components
     }
 
     /// Positions of one sequence.
@@ -132,28 +150,29 @@ impl LoadPlan<Text> {
         &self.inner.config
     }
 
-    /// The recorded step.
-    pub fn step(&self) -> &Plan {
-        &self.inner.plan
+    /// The recorded steps of the parts, in the order they are computed in, each with its device.
+    pub fn steps(&self) -> impl Iterator<Item = (&Device, &Plan)> {
+        self.inner.shares.iter().zip(&self.inner.parts).map(|(share, part)| (&share.device, &*part.plan))
+    }
+
+    /// How many layers each device computes, in the order they are computed in.
+    pub fn layers(&self) -> impl Iterator<Item = (&Device, usize)> {
+        self.steps().map(|(device, plan)| (device, plan.kv_layers().len()))
     }
 
     /// Tensors of the file that the model does not use, in the order of the file.
     pub fn unused_tensors(&self) -> impl Iterator<Item = &TensorSpec> {
-        let used: HashSet<&str> = self.inner.plan.weights().iter().map(|weight| weight.spec.name.as_str()).collect();
+        let weights = self.steps().flat_map(|(_, plan)| plan.weights());
+        let used: HashSet<&str> = weights.map(|weight| weight.spec.name.as_str()).collect();
         self.inner.store.tensors().map(StoredTensor::spec).filter(move |spec| !used.contains(spec.name.as_str()))
-    }
-
-    /// What to change if it does not fit into what `device` has free.
-    pub fn advice(&self, device: &Device) -> String {
-        self.inner.advice(device)
     }
 }
 
 impl TextPlan {
-    fn new(device: &Device, store: &Arc<WeightStore>, options: &TextOptions) -> Result<Self, Error> {
+    fn new(engine: &Engine, store: &Arc<WeightStore>, options: &TextOptions) -> Result<Self, Error> {
         let path = path_of(store);
-        let model_error = |error| Cause::Model { path: path.to_owned(), source: error };
-        let config = TextConfig::from_gguf(store).map_err(model_error)?;
+        let config =
+            TextConfig::from_gguf(store).map_err(|error| Cause::Model { path: path.to_owned(), source: error })?;
         let context = options.context.unwrap_or(config.context.min(DEFAULT_CONTEXT));
         check(options, context)?;
         let shape = StepShape {
@@ -161,8 +180,77 @@ impl TextPlan {
             outs: options.logit_rows.max(options.sequences),
             context,
         };
+        let label = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let mut plan = TextPlan {
+            store: store.clone(),
+            label,
+            config,
+            options: options.clone(),
+            context,
+            shape,
+            kv_blocks: shape.table_len().saturating_mul(options.sequences),
+            parts: Vec::new(),
+            shares: Vec::new(),
+        };
+        plan.divide(engine)?;
+        Ok(plan)
+    }
+
+    /// Plans the parts, as the options want the model shared out.
+    fn divide(&mut self, engine: &Engine) -> Result<(), Error> {
+        let (device, layers) = (engine.device(), self.config.layers);
+        match (engine.host(), self.options.offload) {
+            (None, Offload::All | Offload::Auto) | (Some(_), Offload::All) => self.take(&[(device, Part::Whole)]),
+            (None, Offload::Layers(_)) => Err(Cause::BadParameter {
+                field: "offload",
+                value: format!("{:?}", self.options.offload),
+                possible: "an engine without a host computes everything on its device".to_owned(),
+            }
+            .into()),
+            (Some(host), Offload::Layers(0)) => self.take(&[(host, Part::Whole)]),
+            (Some(host), Offload::Layers(count)) => self.cut(host, device, layers - count.min(layers)),
+            (Some(host), Offload::Auto) => {
+                let fits = |plan: &TextPlan| match plan.shares.last() {
+                    Some(share) => share.footprint.total() <= share.device.report().free(),
+                    None => false,
+                };
+                // A part may also be refused outright, such as for what is larger than a device binds.
+                if self.take(&[(device, Part::Whole)]).is_ok() && fits(self) {
+                    return Ok(());
+                }
+                // The fewest layers that the host must compute; with all of them it needs no device.
+                let (mut low, mut high) = (0, layers);
+                while low < high {
+                    let middle = low + (high - low) / 2;
+                    if self.cut(host, device, middle).is_ok() && fits(self) {
+                        high = middle;
+                    } else {
+                        low = middle + 1;
+                    }
+                }
+                if low == layers { self.take(&[(host, Part::Whole)]) } else { self.cut(host, device, low) }
+            }
+        }
+    }
+
+    /// Has the host compute the layers before `layer`.
+    fn cut(&mut self, host: &Device, device: &Device, layer: usize) -> Result<(), Error> {
+        self.take(&[(host, Part::Before(layer)), (device, Part::From(layer))])
+    }
+
+    /// Plans these parts.
+    fn take(&mut self, parts: &[(&Device, Part)]) -> Result<(), Error> {
+        let planned: Vec<_> = parts.iter().map(|&(device, part)| self.part(device, part)).collect::<Result<_, _>>()?;
+        (self.parts, self.shares) = planned.into_iter().unzip();
+        Ok(())
+    }
+
+    /// Plans one part.
+    fn part(&self, device: &Device, part: Part) -> Result<(PlannedPart, Share), Error> {
+        let options = &self.options;
         let outputs = if options.check_activations { Outputs::LogitsAndLayers } else { Outputs::Logits };
-        let plan = tenure_models::record(store, &config, shape, outputs).map_err(model_error)?;
+        let plan = tenure_models::record(&self.store, &self.config, part, self.shape, outputs)
+            .map_err(|error| Cause::Model { path: path_of(&self.store).to_owned(), source: error })?;
         let backend = device.backend();
 
         // The sizes of the weight segments; a weight lies in one of them.
@@ -183,10 +271,9 @@ impl TextPlan {
                 places.push(Planned::Resident { segment, offset: offset.get() });
             }
         }
-        let kv_blocks = shape.table_len().saturating_mul(options.sequences);
         let mut kv = ByteSize::ZERO;
         for &layer in plan.kv_layers() {
-            kv += backend.kv_block_bytes(layer, options.kv)?.times(kv_blocks as u64);
+            kv += backend.kv_block_bytes(layer, options.kv)?.times(self.kv_blocks as u64);
         }
         let mut footprint = Footprint::default();
         for &bytes in &segments {
@@ -196,27 +283,19 @@ impl TextPlan {
         footprint.add(device, SegmentKind::Arena, plan.arena());
         footprint.add(device, SegmentKind::Scratch, backend.scratch(&plan));
         footprint.add(device, SegmentKind::Exchange, backend.exchange(&plan));
-        let label = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(TextPlan {
-            store: store.clone(),
-            label,
-            config,
-            options: options.clone(),
-            context,
-            plan: Arc::new(plan),
-            places,
-            kv_blocks,
-            footprint,
-            mapped,
-        })
+        let share = Share { device: device.clone(), footprint };
+        Ok((PlannedPart { plan: Arc::new(plan), places, mapped }, share))
+    }
+
+    /// The first share for which too little is free.
+    fn over(&self) -> Option<&Share> {
+        self.shares.iter().find(|share| share.footprint.total() > share.device.report().free())
     }
 
     /// What would fit into the bytes that are free now.
-    fn advice(&self, device: &Device) -> String {
-        let free = device.report().free();
-        let taken =
-            |options: &TextOptions| TextPlan::new(device, &self.store, options).ok().map(|plan| plan.footprint.total());
-        let fits = |options: &TextOptions| taken(options).is_some_and(|bytes| bytes <= free);
+    fn advice(&self, engine: &Engine) -> String {
+        let with = |options: &TextOptions| TextPlan::new(engine, &self.store, options).ok();
+        let fits = |options: &TextOptions| with(options).is_some_and(|plan| plan.over().is_none());
         let with_context = |options: &TextOptions, context| TextOptions { context: Some(context), ..options.clone() };
         let longest = |options: &TextOptions| {
             let (mut low, mut high) = (0, self.context);
@@ -228,13 +307,24 @@ impl TextPlan {
         };
         let smaller = TextOptions { kv: KvType::Q8_0, ..self.options.clone() };
         let fewer = TextOptions { sequences: 1, ..self.options.clone() };
+        let offloaded = TextOptions { offload: Offload::Auto, ..self.options.clone() };
         // Not every head size has the smaller cache.
         let least = TextOptions {
             sequences: 1,
-            kv: if taken(&smaller).is_some() { KvType::Q8_0 } else { self.options.kv },
+            kv: if with(&smaller).is_some() { KvType::Q8_0 } else { self.options.kv },
             ..self.options.clone()
         };
         let mut ways = Vec::new();
+        if engine.host().is_some()
+            && let Some(plan) = with(&offloaded).filter(|plan| plan.over().is_none())
+        {
+            let on_device = plan.shares.iter().zip(&plan.parts).filter(|(share, _)| share.device.is(engine.device()));
+            let layers: usize = on_device.map(|(_, part)| part.plan.kv_layers().len()).sum();
+            ways.push(match layers {
+                0 => "the host alone has room for it".to_owned(),
+                _ => format!("{layers} of {} layers on {} fit", self.config.layers, engine.device().backend().name()),
+            });
+        }
         if let Some(context) = longest(&self.options) {
             ways.push(format!("a context of {context} fits"));
         }
@@ -249,8 +339,10 @@ impl TextPlan {
         {
             ways.push(format!("one sequence with a {:?} KV cache and a context of {context} fits", least.kv));
         }
-        if ways.is_empty() {
-            let least = taken(&with_context(&least, 1)).unwrap_or(self.footprint.total());
+        if ways.is_empty()
+            && let Some(share) = with(&with_context(&least, 1)).as_ref().and_then(TextPlan::over).or(self.over())
+        {
+            let (least, free) = (share.footprint.total(), share.device.report().free());
             return format!(
                 "even a context of 1 takes {least}, and {free} are free: raise the budget or free other models"
             );
@@ -258,84 +350,102 @@ impl TextPlan {
         ways.join("; ")
     }
 
-    fn load(self, mut reservation: Reservation, options: &LoadOptions) -> Result<LoadedText, Error> {
-        let TextPlan { store, config, options: wanted, context, plan, places, kv_blocks, footprint, mapped, .. } = self;
-        let path = path_of(&store).to_owned();
+    fn load(self, reservation: Reservation, options: &LoadOptions) -> Result<LoadedText, Error> {
+        let held = reservation.remaining();
+        let total: ByteSize = self.parts.iter().map(PlannedPart::resident).sum();
+        let done = AtomicU64::new(0);
+        let progress = |bytes: ByteSize| {
+            let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
+            if let Some(tell) = &options.progress {
+                tell(ByteSize::new(done), total);
+            }
+        };
         let stop = Stop { deadline: options.deadline, cancel: options.cancel.clone() };
-        let device = reservation.device().clone();
 
         // The tokenizer is built while the weights are read.
-        let (text_side, device_side) = std::thread::scope(|scope| {
+        let (text_side, programs) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("tokenizer".to_owned());
-            let text_side = thread.spawn_scoped(scope, || open_text(&store));
-            let device_side = (|| {
-                let mut lane = device.open_lane()?;
-                let count = |kind| footprint.segments().iter().filter(|(other, _)| *other == kind).count();
-                let mut carve = |kind| reservation.carve(kind);
-                let weights: Vec<Lease> = (0..count(SegmentKind::Weights))
-                    .map(|_| carve(SegmentKind::Weights))
-                    .collect::<Result<_, CarveError>>()?;
-                let kv = carve(SegmentKind::Kv)?;
-                let arena = carve(SegmentKind::Arena)?;
-                let mut carve_some = |kind| (count(kind) > 0).then(|| carve(kind)).transpose();
-                let (scratch, exchange) = (carve_some(SegmentKind::Scratch)?, carve_some(SegmentKind::Exchange)?);
-
-                let mut items = Vec::new();
-                let mut weight_places = Vec::new();
-                for (weight, place) in plan.weights().iter().zip(&places) {
-                    match *place {
-                        Planned::Resident { segment, offset } => {
-                            let lease = &weights[segment];
-                            items.push(LoadItem { weight, lease, offset });
-                            weight_places.push(WeightPlace::Resident { lease: lease.clone(), offset });
-                        }
-                        Planned::Mapped => {
-                            let mapped = store.map(stored(&store, &weight.spec.name)?, TrustFile)?;
-                            weight_places.push(WeightPlace::Mapped(Arc::new(Mapped(mapped))));
-                        }
-                    }
-                }
-                let total: ByteSize = items.iter().filter_map(|item| item.weight.spec.bytes()).sum();
-                let done = AtomicU64::new(0);
-                let read = |item: usize, offset: u64, into: &mut [u8]| -> Result<(), SourceError> {
-                    let tensor = stored(&store, &items[item].weight.spec.name)?;
-                    Ok(store.read_at(tensor, offset, into)?)
-                };
-                let progress = |bytes: ByteSize| {
-                    let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
-                    if let Some(tell) = &options.progress {
-                        tell(ByteSize::new(done), total);
-                    }
-                };
-                lane.load(&Load { items: &items, read: &read, progress: &progress }, &stop)
-                    .map_err(|error| Cause::Load { path: path.clone(), source: error })?;
-                store.verify_unchanged()?;
-                let kv = KvPlace { lease: kv, blocks: kv_blocks, kv: wanted.kv };
-                let memory = Memory { weights: weight_places, kv, arena, scratch, exchange };
-                Ok::<_, Error>(lane.bind(plan.clone(), &memory)?)
-            })();
+            let text_side = thread.spawn_scoped(scope, || open_text(&self.store));
+            let parts = self.parts.iter().zip(reservation.shares);
+            let programs: Result<Vec<Program>, Error> =
+                parts.map(|(part, reservation)| self.load_part(part, reservation, &progress, &stop)).collect();
             let text_side = match text_side.map(|thread| thread.join()) {
                 Ok(Ok(result)) => result,
                 Ok(Err(panic)) => std::panic::resume_unwind(panic),
                 Err(error) => Err(DeviceError::ThreadSpawn(error.to_string()).into()),
             };
-            (text_side, device_side)
+            (text_side, programs)
         });
-        let program = device_side?;
+        let programs = programs?;
         let (tokenizer, template) = text_side?;
+        let weights = self.parts.iter().flat_map(|part| part.plan.weights());
         Ok(LoadedText {
-            stepper: Stepper::new(program, wanted.sequences)?,
-            config,
+            read_per_step: weights.filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).sum(),
+            mapped: self.parts.iter().map(|part| part.mapped).sum(),
+            stepper: Stepper::new(programs, self.options.sequences, self.shape)?,
+            path: path_of(&self.store).to_owned(),
             tokenizer,
             template,
-            context,
-            sequences: wanted.sequences,
-            held: footprint.total(),
-            read_per_step: plan.weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).sum(),
-            mapped,
-            path,
+            context: self.context,
+            sequences: self.options.sequences,
+            config: self.config,
+            held,
         })
     }
+
+    fn load_part(
+        &self,
+        part: &PlannedPart,
+        mut reservation: tenure_device::Reservation,
+        progress: &(dyn Fn(ByteSize) + Sync),
+        stop: &Stop,
+    ) -> Result<Program, Error> {
+        let PlannedPart { plan, places, .. } = part;
+        let store = &self.store;
+        let mut lane = reservation.device().open_lane()?;
+        let weights = carve_all(&mut reservation, SegmentKind::Weights)?;
+        let mut carve = |kind| Ok::<_, CarveError>(carve_all(&mut reservation, kind)?.pop());
+        let kv = KvPlace { lease: carve(SegmentKind::Kv)?, blocks: self.kv_blocks, kv: self.options.kv };
+        let arena = carve(SegmentKind::Arena)?.ok_or(PlanError::Empty)?;
+        let (scratch, exchange) = (carve(SegmentKind::Scratch)?, carve(SegmentKind::Exchange)?);
+
+        let mut items = Vec::new();
+        let mut weight_places = Vec::new();
+        for (weight, place) in plan.weights().iter().zip(places) {
+            match *place {
+                Planned::Resident { segment, offset } => {
+                    let lease = &weights[segment];
+                    items.push(LoadItem { weight, lease, offset });
+                    weight_places.push(WeightPlace::Resident { lease: lease.clone(), offset });
+                }
+                Planned::Mapped => {
+                    let mapped = store.map(stored(store, &weight.spec.name)?, TrustFile)?;
+                    weight_places.push(WeightPlace::Mapped(Arc::new(Mapped(mapped))));
+                }
+            }
+        }
+        let read = |item: usize, offset: u64, into: &mut [u8]| -> Result<(), SourceError> {
+            let tensor = stored(store, &items[item].weight.spec.name)?;
+            Ok(store.read_at(tensor, offset, into)?)
+        };
+        lane.load(&Load { items: &items, read: &read, progress }, stop)
+            .map_err(|error| Cause::Load { path: path_of(store).to_owned(), source: error })?;
+        store.verify_unchanged()?;
+        Ok(lane.bind(plan.clone(), &Memory { weights: weight_places, kv, arena, scratch, exchange })?)
+    }
+}
+
+impl PlannedPart {
+    /// Bytes of the file that are brought into its device's memory.
+    fn resident(&self) -> ByteSize {
+        let pairs = self.plan.weights().iter().zip(&self.places);
+        pairs.filter(|(_, place)| matches!(place, Planned::Resident { .. })).filter_map(|(w, _)| w.spec.bytes()).sum()
+    }
+}
+
+/// Everything that was reserved for a purpose.
+fn carve_all(reservation: &mut tenure_device::Reservation, kind: SegmentKind) -> Result<Vec<Lease>, CarveError> {
+    (0..reservation.pending(kind)).map(|_| reservation.carve(kind)).collect()
 }
 
 impl LoadedText {

@@ -20,6 +20,8 @@ pub struct TextOptions {
     pub logit_rows: usize,
     /// How weights are reached that the device can use as the file has them.
     pub access: WeightAccess,
+    /// What of the model the engine's device computes; the host computes the rest.
+    pub offload: Offload,
     /// Whether what the layers give is looked through in every step: an infinity, or what is no number, is then a
     /// `NonFiniteActivation` error with the first such layer, counted from 0. What is wrong with the embeddings shows in
     /// layer 0, what is wrong behind the last layer in the logits, which the sampler refuses. Takes memory for what all
@@ -36,6 +38,7 @@ impl Default for TextOptions {
             batch: 256,
             logit_rows: 1,
             access: WeightAccess::Mapped,
+            offload: Offload::All,
             check_activations: false,
         }
     }
@@ -51,6 +54,19 @@ pub enum WeightAccess {
     /// Read into memory of the budget. A file that shrinks or changes meanwhile is a `FileChanged` error of the load;
     /// afterwards the file is not needed.
     Staged,
+}
+
+/// What of a model an engine's device computes, where the engine has a host beside it ([`crate::Engine::with_host`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// Everything.
+    #[default]
+    All,
+    /// The last so many layers and the head; the host looks up embeddings and computes the layers before. As many as
+    /// there are, or more: all layers, and the table of embeddings is the host's. 0: the host computes everything.
+    Layers(usize),
+    /// Everything, if it fits into what is free of the device's budget; or else as many layers as fit.
+    Auto,
 }
 
 /// What to answer to.

@@ -8,11 +8,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tenure_device::{DeviceError, Program, RunError, StepInputs, StepRows, Stop, check_all, host_room};
-use tenure_graph::{OutputId, Value};
+use tenure_graph::{OutputId, StepShape, Value};
 
 use crate::text::slots::{Slots, room};
 
-/// The program of a loaded model, and the queue before it.
+/// The programs of a loaded model, one for each of its parts, and the queue before them.
 pub(crate) struct Stepper {
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -71,7 +71,10 @@ pub(crate) struct Lent<'b> {
 const NAP: Duration = Duration::from_millis(20);
 
 struct StepEngine {
-    program: Program,
+    /// The parts of the model in their order; what one gives, the next takes.
+    programs: Vec<Program>,
+    /// What a part gave: a row for each of the step.
+    hidden: Vec<f32>,
     batch: Vec<Request>,
     /// Those of the batch.
     stops: Vec<Stop>,
@@ -80,25 +83,35 @@ struct StepEngine {
     tables: Vec<u32>,
     outputs: Vec<u32>,
     blocks: Vec<u32>,
-    /// Layers whose results are checked, in order, with the value of each.
-    checked: Vec<(usize, Value)>,
+    /// Layers whose results are checked, in order.
+    checked: Vec<Checked>,
     /// Room for one row of such a result.
     row: Vec<f32>,
 }
 
+/// A layer whose results are checked.
+struct Checked {
+    /// Its part's program.
+    program: usize,
+    layer: u32,
+    value: Value,
+}
+
 impl Stepper {
-    pub(crate) fn new(program: Program, sequences: usize) -> Result<Self, DeviceError> {
-        let (plan, shape) = (program.plan(), program.plan().shape());
-        let checked: Vec<(usize, Value)> = plan
-            .outputs()
-            .iter()
-            .filter_map(|&(output, val)| match output {
-                OutputId::Layer(layer) => Some((layer as usize, plan.value(val))),
-                OutputId::Logits => None,
-            })
-            .collect();
-        let mut row = Vec::new();
-        host_room(&mut row, checked.iter().map(|(_, value)| value.cols).max().unwrap_or(0))?;
+    /// `programs`: of the parts of a model, of one shape, in their order.
+    pub(crate) fn new(programs: Vec<Program>, sequences: usize, shape: StepShape) -> Result<Self, DeviceError> {
+        let mut checked = Vec::new();
+        let mut widest = 0;
+        for (program, plan) in programs.iter().map(Program::plan).enumerate() {
+            widest = widest.max(plan.input_cols());
+            checked.extend(plan.outputs().iter().filter_map(|&(output, val)| match output {
+                OutputId::Layer(layer) => Some(Checked { program, layer, value: plan.value(val) }),
+                OutputId::Logits | OutputId::Hidden => None,
+            }));
+        }
+        let (mut row, mut hidden) = (Vec::new(), Vec::new());
+        host_room(&mut row, checked.iter().map(|checked| checked.value.cols).max().unwrap_or(0))?;
+        host_room(&mut hidden, shape.rows.saturating_mul(widest))?;
         let slots = Slots::new(sequences, shape.context)?;
         let engine = StepEngine {
             batch: Vec::with_capacity(sequences),
@@ -110,7 +123,8 @@ impl Stepper {
             blocks: room(slots.tables().len())?,
             checked,
             row,
-            program,
+            programs,
+            hidden,
         };
         let queue = Queue {
             slots,
@@ -279,16 +293,30 @@ impl StepEngine {
     }
 
     fn step(&mut self) -> Result<(), RunError> {
-        let inputs = StepInputs {
-            tokens: &self.tokens,
-            positions: &self.positions,
-            tables: &self.tables,
-            blocks: &self.blocks,
-            outputs: &self.outputs,
-        };
-        self.program.run(&inputs, &self.stops)?;
+        self.hidden.clear();
+        for program in &mut self.programs {
+            let inputs = StepInputs {
+                tokens: &self.tokens,
+                positions: &self.positions,
+                tables: &self.tables,
+                blocks: &self.blocks,
+                outputs: &self.outputs,
+                hidden: &self.hidden,
+            };
+            program.run(&inputs, &self.stops)?;
+            self.hidden.clear();
+            if let Some(val) = program.plan().output(OutputId::Hidden) {
+                let cols = program.plan().value(val).cols;
+                self.hidden.resize(self.tokens.len() * cols, 0.0);
+                for (row, into) in self.hidden.chunks_exact_mut(cols).enumerate() {
+                    program.read(OutputId::Hidden, row, into)?;
+                }
+            }
+        }
         self.check_layers()?;
-        let (mut row, vocab) = (0, self.program.plan().vocab());
+        let Some(program) = self.programs.last_mut() else { return Ok(()) };
+        let (mut row, plan) = (0, program.plan());
+        let vocab = plan.output(OutputId::Logits).map_or(0, |val| plan.value(val).cols);
         for request in &mut self.batch {
             let (logits, len) = (&mut request.buffers.logits, request.outs * vocab);
             if logits.try_reserve_exact(len.saturating_sub(logits.len())).is_err() {
@@ -296,8 +324,8 @@ impl StepEngine {
                 return Err(RunError::Failed { device: "host".to_owned(), why });
             }
             logits.resize(len, 0.0);
-            for logits in logits.chunks_exact_mut(vocab) {
-                self.program.read(OutputId::Logits, row, logits)?;
+            for logits in logits.chunks_exact_mut(vocab.max(1)) {
+                program.read(OutputId::Logits, row, logits)?;
                 row += 1;
             }
         }
@@ -306,7 +334,7 @@ impl StepEngine {
 
     /// Looks through what the layers gave, if that is wanted, and notes the fault of each request that has one.
     fn check_layers(&mut self) -> Result<(), RunError> {
-        for &(layer, value) in &self.checked {
+        for &Checked { program, layer, value } in &self.checked {
             check_all(&self.stops)?;
             self.row.resize(value.cols, 0.0);
             let mut first = 0;
@@ -318,9 +346,9 @@ impl StepEngine {
                     if request.fault.is_some() {
                         break;
                     }
-                    self.program.read(OutputId::Layer(layer as u32), row, &mut self.row)?;
+                    self.programs[program].read(OutputId::Layer(layer), row, &mut self.row)?;
                     if !self.row.iter().all(|x| x.is_finite()) {
-                        request.fault = Some(RunError::NonFiniteActivation { layer });
+                        request.fault = Some(RunError::NonFiniteActivation { layer: layer as usize });
                     }
                 }
             }
