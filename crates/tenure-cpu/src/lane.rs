@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, StepRows, Stop, WeightPlace};
+use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, StepRows, Stop, WeightPlace, host_room};
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::ByteSize;
 
 use crate::layout::{Layout, Scratch, is_panels};
-use crate::lower::lower;
+use crate::lower::{Phase, lower};
 use crate::raw::claims::Claims;
 use crate::raw::interpreter::{Base, Interpreter, Kv};
 use crate::raw::load::{bring_in, divide};
@@ -104,7 +104,16 @@ impl Lane for CpuLane {
             .iter()
             .map(|rope| RopeAngles::new(rope, rope.factors.map(|f| weights[f.index()].vector())))
             .collect();
+        let channels = lowered.phases.iter().map(|phase| match phase {
+            Phase::Conv(op) => plan.value(op.x).cols,
+            _ => 0,
+        });
+        let channels = channels.max().unwrap_or(0);
+        let mut zeros = Vec::new();
+        host_room(&mut zeros, channels)?;
+        zeros.resize(channels, 0.0);
         Ok(Box::new(Interpreter {
+            zeros,
             team: self.team.clone(),
             isa: self.isa,
             ropes,

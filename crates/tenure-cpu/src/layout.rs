@@ -5,7 +5,7 @@ use tenure_graph::{Plan, WeightId, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
-use crate::simd::{attention, panels};
+use crate::simd::{attend, attention, panels};
 
 /// How a weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) enum Layout {
     Panels,
     /// 32-bit floats, converted at load.
     Vector,
+    /// A kernel's elements as the file has them, each result's place by place, with the channels last.
+    Kernel,
 }
 
 impl Layout {
@@ -23,6 +25,8 @@ impl Layout {
     pub(crate) fn of(weight: &WeightUse) -> Layout {
         if weight.is_vector() {
             Layout::Vector
+        } else if weight.as_kernel {
+            Layout::Kernel
         } else if weight.as_matrix && panels::panel_bytes(weight.spec.dtype, weight.cols()).is_some() {
             Layout::Panels
         } else {
@@ -33,7 +37,7 @@ impl Layout {
     /// The bytes a weight takes.
     pub(crate) fn bytes(self, weight: &WeightUse) -> ByteSize {
         match self {
-            Layout::Raw => weight.spec.bytes().unwrap_or(ByteSize::new(u64::MAX)),
+            Layout::Raw | Layout::Kernel => weight.spec.bytes().unwrap_or(ByteSize::new(u64::MAX)),
             Layout::Panels => {
                 let panel = panels::panel_bytes(weight.spec.dtype, weight.cols()).unwrap_or(0);
                 ByteSize::of(panel).times(weight.rows().div_ceil(panels::ROWS) as u64)
@@ -70,6 +74,10 @@ pub(crate) struct Scratch {
     pub(crate) attention: usize,
     /// Bytes of one member's room.
     pub(crate) attention_bytes: usize,
+    /// Sums of groups, of each run of [`STAT_ROWS`] rows; then what rows are multiplied with and what is added.
+    pub(crate) groups: usize,
+    /// Bytes of the sums.
+    pub(crate) group_sums: usize,
     /// Partial results of split attention.
     pub(crate) partials: usize,
     /// Chunks of the longest sequence.
@@ -96,17 +104,42 @@ impl Scratch {
         let (mut attention_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(attention::CHUNK);
+        let (mut group_sums, mut group_factors) = (0, 0);
         for phase in &lowered.phases {
-            if let Phase::Attention(op) = phase {
-                let head_dim = plan.kv_layer(op.layer).head_dim;
-                attention_bytes = attention_bytes.max(attention::scratch_floats(head_dim) * size_of::<f32>());
-                let one = attention::partial_floats(head_dim) * size_of::<f32>();
-                partial = partial.max(split_rows * op.heads * chunks * one);
+            match phase {
+                Phase::Attention(op) => {
+                    let head_dim = plan.kv_layer(op.layer).head_dim;
+                    attention_bytes = attention_bytes.max(attention::scratch_floats(head_dim) * size_of::<f32>());
+                    let one = attention::partial_floats(head_dim) * size_of::<f32>();
+                    partial = partial.max(split_rows * op.heads * chunks * one);
+                }
+                Phase::Attend(op) => {
+                    let head_dim = plan.value(op.q).cols / op.heads;
+                    attention_bytes = attention_bytes.max(attend::scratch_floats(head_dim) * size_of::<f32>());
+                }
+                Phase::GroupSums(op) => {
+                    group_sums = group_sums.max(op.images * op.runs() * op.groups * size_of::<[f64; 2]>());
+                    group_factors = group_factors.max(op.images * plan.value(op.x).cols * size_of::<[f32; 2]>());
+                }
+                Phase::Rows { .. } | Phase::MatMul(_) | Phase::Conv(_) | Phase::GroupFactors(_) => {}
             }
         }
+        let group_sums = group_sums.next_multiple_of(64);
+        let groups = take(group_sums + group_factors);
         let attention_bytes = attention_bytes.next_multiple_of(64);
         let attention_at = take(attention_bytes * members);
         let partials = take(partial);
-        Scratch { ropes, quantized, attention: attention_at, attention_bytes, partials, chunks, split_rows, bytes: end }
+        Scratch {
+            ropes,
+            quantized,
+            attention: attention_at,
+            attention_bytes,
+            groups,
+            group_sums,
+            partials,
+            chunks,
+            split_rows,
+            bytes: end,
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! a *matmul* phase computes several products of the same activations; an *attention* phase is one operation. Two
 //! steps share a phase only when no byte one of them writes can be touched by the other through another row.
 
-use tenure_graph::{Activation, KvLayerId, Op, Plan, RopeSpec, Rows, Span, Val, WeightId};
+use tenure_graph::{Activation, Grid, Index, InputId, KvLayerId, Op, Plan, RopeSpec, Rows, Slide, Span, Val, WeightId};
 
 /// What the interpreter runs between two barriers.
 #[derive(Debug)]
@@ -20,6 +20,14 @@ pub(crate) enum Phase {
     MatMul(Vec<MatMulOp>),
     /// Attention of one layer.
     Attention(AttentionOp),
+    /// A kernel slid over images, some rows and features at a time.
+    Conv(ConvOp),
+    /// Sums of groups of channels, a run of rows at a time.
+    GroupSums(GroupOp),
+    /// What each column of an image is multiplied with, and what is added.
+    GroupFactors(GroupOp),
+    /// Attention without a cache, some queries of a head at a time.
+    Attend(AttendOp),
 }
 
 /// An operation on one row.
@@ -30,10 +38,12 @@ pub(crate) enum RowOp {
         table: usize,
     },
     Input {
+        id: InputId,
         out: Val,
     },
     Embed {
         table: WeightId,
+        by: Index,
         scale: f32,
         out: Val,
     },
@@ -42,6 +52,45 @@ pub(crate) enum RowOp {
         weight: WeightId,
         eps: f32,
         group: usize,
+        out: Val,
+    },
+    LayerNorm {
+        x: Val,
+        weight: Option<WeightId>,
+        bias: Option<WeightId>,
+        eps: f32,
+        out: Val,
+    },
+    /// By what [`Phase::GroupFactors`] found.
+    GroupNorm {
+        x: Val,
+        pixels: usize,
+        out: Val,
+    },
+    Upsample {
+        x: Val,
+        grid: Grid,
+        out: Val,
+    },
+    Activate {
+        x: Val,
+        activation: Activation,
+        out: Val,
+    },
+    GluHalves {
+        x: Val,
+        activation: Activation,
+        out: Val,
+    },
+    Concat {
+        a: Val,
+        b: Val,
+        out: Val,
+    },
+    AddRow {
+        x: Val,
+        row: Val,
+        every: usize,
         out: Val,
     },
     Rope {
@@ -96,6 +145,50 @@ pub(crate) struct MatMulOp {
     pub(crate) w: WeightId,
     pub(crate) bias: Option<WeightId>,
     pub(crate) rows: Rows,
+    pub(crate) out: Val,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConvOp {
+    pub(crate) x: Val,
+    pub(crate) w: WeightId,
+    pub(crate) bias: Option<WeightId>,
+    pub(crate) slide: Slide,
+    pub(crate) out: Val,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupOp {
+    pub(crate) x: Val,
+    pub(crate) weight: WeightId,
+    pub(crate) bias: WeightId,
+    pub(crate) groups: usize,
+    pub(crate) eps: f32,
+    pub(crate) pixels: usize,
+    pub(crate) images: usize,
+}
+
+/// Rows whose groups are summed up together.
+pub(crate) const STAT_ROWS: usize = 64;
+
+impl GroupOp {
+    /// Runs of rows of one image.
+    pub(crate) fn runs(&self) -> usize {
+        self.pixels.div_ceil(STAT_ROWS)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttendOp {
+    pub(crate) q: Val,
+    pub(crate) k: Val,
+    pub(crate) v: Val,
+    pub(crate) heads: usize,
+    pub(crate) scale: f32,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) causal: bool,
+    pub(crate) sequences: usize,
     pub(crate) out: Val,
 }
 
@@ -173,9 +266,9 @@ struct Lowering<'p> {
 impl Lowering<'_> {
     fn step(&mut self, op: &Op, out: Option<Val>, packed: &dyn Fn(WeightId) -> bool) {
         match (op, out) {
-            (Op::Input, Some(out)) => self.row_op(Rows::Step, RowOp::Input { out }, &[], &[out]),
-            (&Op::Embed { table, scale }, Some(out)) => {
-                self.row_op(Rows::Step, RowOp::Embed { table, scale, out }, &[], &[out]);
+            (&Op::Input { id }, Some(out)) => self.row_op(self.rows(out), RowOp::Input { id, out }, &[], &[out]),
+            (&Op::Embed { table, by, scale }, Some(out)) => {
+                self.row_op(Rows::Step, RowOp::Embed { table, by, scale, out }, &[], &[out]);
             }
             (&Op::RmsNorm { x, weight, eps, group }, Some(out)) => {
                 self.row_op(self.rows(out), RowOp::RmsNorm { x, weight, eps, group, out }, &[x], &[out]);
@@ -206,6 +299,44 @@ impl Lowering<'_> {
                 let writes = vec![self.touch(out)];
                 self.rows_phase(Rows::Out, RowOp::TakeRows { x, out }, Touched { reads, writes });
             }
+            (&Op::LayerNorm { x, weight, bias, eps }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::LayerNorm { x, weight, bias, eps, out }, &[x], &[out]);
+            }
+            (&Op::GroupNorm { x, weight, bias, groups, eps, pixels }, Some(out)) => {
+                let images = self.plan.shape().capacity(self.rows(x)) / pixels;
+                let op = GroupOp { x, weight, bias, groups, eps, pixels, images };
+                self.open(Phase::GroupSums(op));
+                self.open(Phase::GroupFactors(op));
+                self.open(Phase::Rows { rows: self.rows(out), ops: Vec::new() });
+                self.row_op(self.rows(out), RowOp::GroupNorm { x, pixels, out }, &[x], &[out]);
+            }
+            (&Op::Conv2d { x, w, bias, slide }, Some(out)) => {
+                self.open(Phase::Conv(ConvOp { x, w, bias, slide, out }));
+            }
+            (&Op::Attend { q, k, v, heads, scale, queries, keys, causal }, Some(out)) => {
+                let sequences = self.plan.shape().capacity(self.rows(q)) / queries;
+                let op = AttendOp { q, k, v, heads, scale, queries, keys, causal, sequences, out };
+                self.open(Phase::Attend(op));
+            }
+            (&Op::Upsample { x, grid }, Some(out)) => {
+                let touched =
+                    Touched { reads: vec![Touch { stride: 0, ..self.touch(x) }], writes: vec![self.touch(out)] };
+                self.rows_phase(self.rows(out), RowOp::Upsample { x, grid, out }, touched);
+            }
+            (&Op::Activate { x, activation }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Activate { x, activation, out }, &[x], &[out]);
+            }
+            (&Op::GluHalves { x, activation }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::GluHalves { x, activation, out }, &[x], &[out]);
+            }
+            (&Op::Concat { a, b }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::Concat { a, b, out }, &[a, b], &[out]);
+            }
+            (&Op::AddRow { x, row, every }, Some(out)) => {
+                let reads = vec![self.touch(x), Touch { stride: 0, ..self.touch(row) }];
+                let touched = Touched { reads, writes: vec![self.touch(out)] };
+                self.rows_phase(self.rows(out), RowOp::AddRow { x, row, every, out }, touched);
+            }
             (&Op::MatMul { x, w, bias }, Some(out)) => {
                 let rows = self.rows(out);
                 let op = MatMulOp { x, w, bias, rows, out };
@@ -224,7 +355,16 @@ impl Lowering<'_> {
             }
             // The builder gives every operation but `KvStore` a result.
             (
-                Op::Input
+                Op::Input { .. }
+                | Op::LayerNorm { .. }
+                | Op::GroupNorm { .. }
+                | Op::Conv2d { .. }
+                | Op::Upsample { .. }
+                | Op::Attend { .. }
+                | Op::Activate { .. }
+                | Op::GluHalves { .. }
+                | Op::Concat { .. }
+                | Op::AddRow { .. }
                 | Op::Embed { .. }
                 | Op::RmsNorm { .. }
                 | Op::Rope { .. }

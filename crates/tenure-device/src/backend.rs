@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, WeightUse};
+use tenure_graph::{InputId, KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
@@ -204,8 +204,8 @@ pub struct StepInputs<'a> {
     pub blocks: &'a [u32],
     /// Rows whose results are wanted, in this order.
     pub outputs: &'a [u32],
-    /// `[rows, cols]` of a plan that begins with such ([`Plan::input_cols`]); elsewhere empty.
-    pub hidden: &'a [f32],
+    /// The plan's inputs, row after row; what it does not know is not looked at.
+    pub given: &'a [(InputId, &'a [f32])],
 }
 
 /// Rows of a step.
@@ -223,11 +223,17 @@ impl StepRows {
         match rows {
             Rows::Step => self.step,
             Rows::Out => self.out,
+            Rows::Fixed(count) => count as usize,
         }
     }
 }
 
 impl StepInputs<'_> {
+    /// An input's rows; none where it is not given.
+    pub fn given(&self, id: InputId) -> &[f32] {
+        self.given.iter().find(|(other, _)| *other == id).map_or(&[], |(_, rows)| rows)
+    }
+
     /// How many rows it has.
     pub const fn rows(&self) -> StepRows {
         StepRows { step: self.tokens.len(), out: self.outputs.len() }
@@ -243,7 +249,8 @@ impl StepInputs<'_> {
         let shape = plan.shape();
         let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
         let rows = self.tokens.len();
-        if rows == 0 || rows > shape.rows {
+        // A plan without rows of its own has none.
+        if rows > shape.rows || (rows == 0 && shape.rows > 0) {
             return Err(bad("rows", rows, shape.rows));
         }
         for (what, len) in [("positions", self.positions.len()), ("tables", self.tables.len())] {
@@ -262,14 +269,21 @@ impl StepInputs<'_> {
         {
             return Err(bad("token", token as usize, vocab));
         }
-        if self.hidden.len() != rows * plan.input_cols() {
-            return Err(bad("hidden", self.hidden.len(), rows * plan.input_cols()));
+        for &(id, val) in plan.inputs() {
+            let value = plan.value(val);
+            let (given, wanted) = (self.given(id).len(), self.rows().of(value.rows) * value.cols);
+            if given != wanted {
+                return Err(bad("given rows", given, wanted));
+            }
         }
         written.clear();
         for row in 0..rows {
             let (position, table) = (self.positions[row] as usize, self.tables[row] as usize);
             if position >= shape.context {
                 return Err(bad("position", position, shape.context));
+            }
+            if plan.kv_layers().is_empty() {
+                continue;
             }
             let start = table.saturating_mul(shape.table_len());
             let needed = position / KV_BLOCK + 1;

@@ -7,9 +7,11 @@ use tenure_tensor::{DType, Shape, TensorSpec};
 
 use crate::arena;
 use crate::error::PlanError;
-use crate::op::{Activation, Op, RopeSpec};
+use crate::op::{Activation, Index, Op, RopeSpec, Slide};
 use crate::plan::{Plan, Step, Value};
-use crate::value::{KvLayer, KvLayerId, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId, WeightUse};
+use crate::value::{
+    Grid, InputId, KvLayer, KvLayerId, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId, WeightUse,
+};
 use crate::verify::verify;
 
 /// Records a model's step.
@@ -30,7 +32,7 @@ struct Tape {
     values: Vec<Value>,
     steps: Vec<Step>,
     vocab: Option<usize>,
-    input_cols: usize,
+    inputs: Vec<(InputId, Val)>,
     error: Option<PlanError>,
 }
 
@@ -39,7 +41,7 @@ impl<'c> Graph<'c> {
     pub fn new(catalog: &'c dyn WeightCatalog, shape: StepShape) -> Self {
         let graph = Graph { catalog, shape, tape: RefCell::default() };
         for (what, rows) in [("rows", shape.rows), ("outs", shape.outs), ("context", shape.context)] {
-            if rows == 0 || rows > u32::MAX as usize {
+            if rows > u32::MAX as usize {
                 graph.fail(PlanError::BadParameter { op: "step", what, value: rows.to_string() });
             }
         }
@@ -49,6 +51,16 @@ impl<'c> Graph<'c> {
     /// Whether the file has a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.catalog.find(name).is_some()
+    }
+
+    /// The first dimension of a tensor, outermost first: the results of a matrix or kernel.
+    pub fn outermost(&self, name: &str) -> Option<usize> {
+        self.catalog.find(name)?.shape.dims().first().copied()
+    }
+
+    /// Columns of a value.
+    pub fn cols(&self, val: Val) -> usize {
+        self.value(val).cols
     }
 
     /// A matrix to multiply with, `[n, k]`.
@@ -71,18 +83,32 @@ impl<'c> Graph<'c> {
         self.has(name).then(|| self.vector(name, len))
     }
 
-    /// [`Op::Input`]; a plan has one at most.
-    pub fn input(&self, cols: usize) -> Val {
-        self.demand(self.tape.borrow().input_cols == 0, || bad("input", "number", 2));
-        self.tape.borrow_mut().input_cols = cols;
-        self.push(Op::Input, Rows::Step, cols)
+    /// A kernel to slide over images, `[n, channels, size, size]`.
+    pub fn kernel(&self, name: &str, n: usize, channels: usize, size: usize) -> WeightId {
+        self.weight(name, Shape::from([n, channels, size, size]), |weight| weight.as_kernel = true)
     }
 
-    /// [`Op::Embed`].
+    /// [`Op::Input`]; each comes once.
+    pub fn input(&self, id: InputId, rows: Rows, cols: usize) -> Val {
+        let twice = self.tape.borrow().inputs.iter().any(|&(other, _)| other == id);
+        self.demand(!twice, || bad("input", "number", 2));
+        let val = self.push(Op::Input { id }, rows, cols);
+        self.tape.borrow_mut().inputs.push((id, val));
+        val
+    }
+
+    /// [`Op::Embed`] by tokens.
     pub fn embed(&self, table: WeightId, scale: f32) -> Val {
         let (vocab, cols) = self.matrix_shape(table);
         self.tape.borrow_mut().vocab = Some(vocab);
-        self.push(Op::Embed { table, scale }, Rows::Step, cols)
+        self.push(Op::Embed { table, by: Index::Token, scale }, Rows::Step, cols)
+    }
+
+    /// [`Op::Embed`] by positions; the table has a row for each.
+    pub fn embed_positions(&self, table: WeightId) -> Val {
+        let (rows, cols) = self.matrix_shape(table);
+        self.demand(rows >= self.shape.context, || mismatch("embed", rows, self.shape.context));
+        self.push(Op::Embed { table, by: Index::Position, scale: 1.0 }, Rows::Step, cols)
     }
 
     /// [`Op::RmsNorm`] over groups as long as `weight`.
@@ -201,13 +227,127 @@ impl<'c> Graph<'c> {
         self.push(Op::TakeRows { x }, Rows::Out, cols)
     }
 
+    /// [`Op::LayerNorm`].
+    pub fn layer_norm(&self, x: Val, weight: Option<WeightId>, bias: Option<WeightId>, eps: f32) -> Val {
+        let Value { rows, cols } = self.value(x);
+        for vector in [weight, bias].into_iter().flatten() {
+            let len = self.vector_len(vector);
+            self.demand(len == cols, || mismatch("layer_norm", cols, len));
+        }
+        self.demand(eps.is_finite() && eps > 0.0, || bad("layer_norm", "eps", eps));
+        self.push(Op::LayerNorm { x, weight, bias, eps }, rows, cols)
+    }
+
+    /// [`Op::GroupNorm`] of images of so many pixels.
+    pub fn group_norm(&self, x: Val, weight: WeightId, bias: WeightId, groups: usize, eps: f32, pixels: usize) -> Val {
+        let Value { rows, cols } = self.value(x);
+        for vector in [weight, bias] {
+            let len = self.vector_len(vector);
+            self.demand(len == cols, || mismatch("group_norm", cols, len));
+        }
+        self.demand(groups > 0 && cols.is_multiple_of(groups), || mismatch("group_norm", cols, groups));
+        self.demand(eps.is_finite() && eps > 0.0, || bad("group_norm", "eps", eps));
+        self.divides("group_norm", rows, pixels);
+        self.push(Op::GroupNorm { x, weight, bias, groups, eps, pixels }, rows, cols)
+    }
+
+    /// [`Op::Conv2d`].
+    pub fn conv2d(&self, x: Val, w: WeightId, bias: Option<WeightId>, slide: Slide) -> Val {
+        let Value { rows, cols } = self.value(x);
+        let (n, k) = self.matrix_shape(w);
+        let size = slide.size as usize;
+        self.demand(rows == Rows::Fixed(slide.grid.rows() as u32), || {
+            mismatch("conv2d", self.shape.capacity(rows), slide.grid.rows())
+        });
+        self.demand(size > 0 && k == size * size * cols, || mismatch("conv2d", k, size * size * cols));
+        if let Some(bias) = bias {
+            let len = self.vector_len(bias);
+            self.demand(len == n, || mismatch("conv2d bias", len, n));
+        }
+        // Zeros as wide as the kernel would give results that no pixel is part of.
+        let sound = slide.stride > 0 && slide.before < slide.size && slide.after < slide.size;
+        let result = slide.result().filter(|result| sound && result.rows() <= u32::MAX as usize);
+        self.demand(result.is_some(), || bad("conv2d", "slide", format!("{slide:?}")));
+        let result = result.map_or(0, Grid::rows);
+        self.push(Op::Conv2d { x, w, bias, slide }, Rows::Fixed(result as u32), n)
+    }
+
+    /// [`Op::Upsample`].
+    pub fn upsample(&self, x: Val, grid: Grid) -> Val {
+        let Value { rows, cols } = self.value(x);
+        let result = grid.rows().checked_mul(4).and_then(|rows| u32::try_from(rows).ok());
+        self.demand(rows == Rows::Fixed(grid.rows() as u32) && result.is_some(), || {
+            mismatch("upsample", self.shape.capacity(rows), grid.rows())
+        });
+        self.push(Op::Upsample { x, grid }, Rows::Fixed(result.unwrap_or(0)), cols)
+    }
+
+    /// [`Op::Attend`] within sequences of `queries` rows of `q` and `keys` rows of `k` and `v`.
+    #[allow(clippy::too_many_arguments)] // Each is a number of the definition.
+    pub fn attend(
+        &self,
+        q: Val,
+        k: Val,
+        v: Val,
+        heads: usize,
+        scale: f32,
+        queries: usize,
+        keys: usize,
+        causal: bool,
+    ) -> Val {
+        let (of_q, of_k) = (self.value(q), self.same("attend", k, v));
+        self.demand(of_q.cols == of_k.cols, || mismatch("attend", of_q.cols, of_k.cols));
+        self.demand(heads > 0 && of_q.cols.is_multiple_of(heads), || mismatch("attend", of_q.cols, heads));
+        self.demand(scale.is_finite() && scale > 0.0, || bad("attend", "scale", scale));
+        self.demand(!causal || queries == keys, || mismatch("attend", queries, keys));
+        self.divides("attend", of_q.rows, queries);
+        self.divides("attend", of_k.rows, keys);
+        let sequences = |rows, each: usize| self.shape.capacity(rows) / each.max(1);
+        let (left, right) = (sequences(of_q.rows, queries), sequences(of_k.rows, keys));
+        self.demand(left == right, || mismatch("attend", left, right));
+        self.push(Op::Attend { q, k, v, heads, scale, queries, keys, causal }, of_q.rows, of_q.cols)
+    }
+
+    /// [`Op::Activate`].
+    pub fn activate(&self, x: Val, activation: Activation) -> Val {
+        let Value { rows, cols } = self.value(x);
+        self.push(Op::Activate { x, activation }, rows, cols)
+    }
+
+    /// [`Op::GluHalves`].
+    pub fn glu_halves(&self, x: Val, activation: Activation) -> Val {
+        let Value { rows, cols } = self.value(x);
+        self.demand(cols.is_multiple_of(2), || mismatch("glu_halves", cols, 2));
+        self.push(Op::GluHalves { x, activation }, rows, cols / 2)
+    }
+
+    /// [`Op::Concat`].
+    pub fn concat(&self, a: Val, b: Val) -> Val {
+        let (left, right) = (self.value(a), self.value(b));
+        self.demand(left.rows == right.rows, || {
+            mismatch("concat", self.shape.capacity(left.rows), self.shape.capacity(right.rows))
+        });
+        self.push(Op::Concat { a, b }, left.rows, left.cols + right.cols)
+    }
+
+    /// [`Op::AddRow`].
+    pub fn add_row(&self, x: Val, row: Val, every: usize) -> Val {
+        let (of_x, of_row) = (self.value(x), self.value(row));
+        self.demand(of_x.cols == of_row.cols, || mismatch("add_row", of_x.cols, of_row.cols));
+        let rows = self.shape.capacity(of_row.rows).checked_mul(every);
+        self.demand(rows == Some(self.shape.capacity(of_x.rows)), || {
+            mismatch("add_row", self.shape.capacity(of_x.rows), every)
+        });
+        self.push(Op::AddRow { x, row, every }, of_x.rows, of_x.cols)
+    }
+
     /// Ends the recording: lays out the arena and proves the plan.
     ///
     /// # Errors
     /// The first error of the recording, or what [`crate::verify`] found.
     pub fn finish(self, outputs: &[(OutputId, Val)]) -> Result<Plan, PlanError> {
         let Graph { shape, tape, .. } = self;
-        let Tape { weights, kv_layers, values, steps, vocab, input_cols, error, .. } = tape.into_inner();
+        let Tape { weights, kv_layers, values, steps, vocab, inputs, error, .. } = tape.into_inner();
         if let Some(error) = error {
             return Err(error);
         }
@@ -218,6 +358,14 @@ impl<'c> Graph<'c> {
             check_type(weight)?;
         }
         steps.iter().try_for_each(|step| check_roles(&step.op, &weights))?;
+        for (what, rows, count) in [("rows", Rows::Step, shape.rows), ("outs", Rows::Out, shape.outs)] {
+            if count == 0 && values.iter().any(|value| value.rows == rows) {
+                return Err(bad("step", what, count));
+            }
+        }
+        if shape.context == 0 && !kv_layers.is_empty() {
+            return Err(bad("step", "context", 0));
+        }
         let mut sizes = Vec::with_capacity(values.len());
         for value in &values {
             let bytes =
@@ -227,7 +375,7 @@ impl<'c> Graph<'c> {
         let kept: Vec<Val> = outputs.iter().map(|&(_, val)| val).collect();
         let (spans, arena) = arena::place(&sizes, &steps, &kept)?;
         let outputs = outputs.to_vec();
-        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs, arena, vocab, input_cols };
+        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs, arena, vocab, inputs };
         verify(&plan)?;
         Ok(plan)
     }
@@ -243,7 +391,12 @@ impl<'c> Graph<'c> {
                     self.fail(PlanError::MissingTensor { name: name.to_owned() });
                     return self.void_weight(want);
                 };
-                tape.weights.push(WeightUse { spec: spec.clone(), as_table: false, as_matrix: false });
+                tape.weights.push(WeightUse {
+                    spec: spec.clone(),
+                    as_table: false,
+                    as_matrix: false,
+                    as_kernel: false,
+                });
                 tape.by_name.insert(name.to_owned(), id);
                 id
             }
@@ -251,7 +404,12 @@ impl<'c> Graph<'c> {
         let weight = &mut tape.weights[id.index()];
         mark(weight);
         let got = &weight.spec.shape;
-        let fits = if want.rank() == 1 { crate::value::is_vector_of(got, want.cols()) } else { *got == want };
+        let fits = match want.dims() {
+            [len] => crate::value::is_vector_of(got, *len),
+            // A kernel of one pixel is a matrix.
+            &[n, k] => *got == want || got.dims() == [n, k, 1, 1],
+            _ => *got == want,
+        };
         if !fits {
             let error = PlanError::WrongShape { name: name.to_owned(), want, got: got.clone() };
             drop(tape);
@@ -264,14 +422,15 @@ impl<'c> Graph<'c> {
     fn void_weight(&self, shape: Shape) -> WeightId {
         let mut tape = self.tape.borrow_mut();
         let spec = TensorSpec { name: String::new(), dtype: DType::F32, shape };
-        tape.weights.push(WeightUse { spec, as_table: false, as_matrix: false });
+        tape.weights.push(WeightUse { spec, as_table: false, as_matrix: false, as_kernel: false });
         WeightId(tape.weights.len() as u32 - 1)
     }
 
     fn matrix_shape(&self, id: WeightId) -> (usize, usize) {
         let tape = self.tape.borrow();
-        let shape = &tape.weights[id.index()].spec.shape;
-        (shape.rows().unwrap_or(0), shape.cols())
+        let weight = &tape.weights[id.index()];
+        let rows = weight.spec.shape.dims().first().copied().unwrap_or(0);
+        (rows, weight.spec.shape.elements().unwrap_or(0) / rows.max(1))
     }
 
     fn vector_len(&self, id: WeightId) -> usize {
@@ -280,6 +439,12 @@ impl<'c> Graph<'c> {
 
     fn value(&self, val: Val) -> Value {
         self.tape.borrow().values[val.index()]
+    }
+
+    /// Rows are so many sequences of `each`.
+    fn divides(&self, op: &'static str, rows: Rows, each: usize) {
+        let count = self.shape.capacity(rows);
+        self.demand(each > 0 && count.is_multiple_of(each), || mismatch(op, count, each));
     }
 
     fn same(&self, op: &'static str, a: Val, b: Val) -> Value {
@@ -326,7 +491,24 @@ fn check_roles(op: &Op, weights: &[WeightUse]) -> Result<(), PlanError> {
             bias.map_or(Ok(()), |bias| demand(bias, WeightUse::is_vector))
         }
         Op::Rope { rope, .. } => rope.factors.map_or(Ok(()), |factors| demand(factors, WeightUse::is_vector)),
-        Op::Input
+        Op::LayerNorm { weight, bias, .. } => {
+            [weight, bias].into_iter().flatten().try_for_each(|&id| demand(id, WeightUse::is_vector))
+        }
+        Op::GroupNorm { weight, bias, .. } => {
+            demand(*weight, WeightUse::is_vector)?;
+            demand(*bias, WeightUse::is_vector)
+        }
+        Op::Conv2d { w, bias, .. } => {
+            demand(*w, |weight| weight.as_kernel && !weight.as_matrix && !weight.as_table)?;
+            bias.map_or(Ok(()), |bias| demand(bias, WeightUse::is_vector))
+        }
+        Op::Input { .. }
+        | Op::Upsample { .. }
+        | Op::Attend { .. }
+        | Op::Activate { .. }
+        | Op::GluHalves { .. }
+        | Op::Concat { .. }
+        | Op::AddRow { .. }
         | Op::KvStore { .. }
         | Op::Attention { .. }
         | Op::Glu { .. }

@@ -42,10 +42,11 @@ mod verify;
 pub use arena::ALIGN;
 pub use error::PlanError;
 pub use graph::Graph;
-pub use op::{Activation, Effect, Op, RopeSpec, RopeStyle, Yarn};
+pub use op::{Activation, Effect, Index, Op, RopeSpec, RopeStyle, Slide, Yarn};
 pub use plan::{Plan, Span, Step, Value};
 pub use rope::RopeAngles;
 pub use value::{
-    KV_BLOCK, KvLayer, KvLayerId, KvType, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId, WeightUse,
+    Grid, InputId, KV_BLOCK, KvLayer, KvLayerId, KvType, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId,
+    WeightUse,
 };
 pub use verify::verify;

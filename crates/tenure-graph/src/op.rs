@@ -2,17 +2,22 @@
 
 use std::fmt;
 
-use crate::value::{KvLayerId, Val, WeightId};
+use crate::value::{Grid, InputId, KvLayerId, Val, WeightId};
 
 /// One operation over values of the arena. `x` and friends are inputs; the result is the step's output value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// The rows that come with the step, of a part of a model that another part precedes -> `[step, cols]`.
-    Input,
-    /// Rows of `table` (`[vocab, cols]`) named by the step's tokens, times `scale` -> `[step, cols]`.
+    /// Rows that come with the step -> `[rows, cols]`.
+    Input {
+        /// Which.
+        id: InputId,
+    },
+    /// Rows of `table` (`[vocab, cols]`) named by the step's tokens or positions, times `scale` -> `[step, cols]`.
     Embed {
         /// The embedding table.
         table: WeightId,
+        /// What names its rows.
+        by: Index,
         /// Factor on every element (Gemma: sqrt(cols); 1 elsewhere).
         scale: f32,
     },
@@ -69,6 +74,100 @@ pub enum Op {
         /// Scores become `cap * tanh(score / cap)`.
         softcap: Option<f32>,
     },
+    /// Layer norm of each row (Ba et al. 2016, arXiv:1607.06450), times `weight`, plus `bias`, where there are such.
+    LayerNorm {
+        /// `[rows, cols]`.
+        x: Val,
+        /// `[cols]`.
+        weight: Option<WeightId>,
+        /// `[cols]`.
+        bias: Option<WeightId>,
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// Norm over groups of channels of an image (Wu & He 2018, arXiv:1803.08494), times `weight`, plus `bias`.
+    GroupNorm {
+        /// `[images * pixels, cols]`.
+        x: Val,
+        /// `[cols]`.
+        weight: WeightId,
+        /// `[cols]`.
+        bias: WeightId,
+        /// Groups; they divide the columns.
+        groups: usize,
+        /// Added to the variance.
+        eps: f32,
+        /// Rows of one image.
+        pixels: usize,
+    },
+    /// A square kernel slid over images, zeros around them: `[images * height * width, channels]` -> rows of the result's
+    /// grid ([`Slide::result`]), a column for each of the kernel's results.
+    Conv2d {
+        /// The images.
+        x: Val,
+        /// `[n, channels, size, size]`.
+        w: WeightId,
+        /// `[n]`.
+        bias: Option<WeightId>,
+        /// How it is slid.
+        slide: Slide,
+    },
+    /// Each pixel four times: images twice as high and wide, by the nearest pixel.
+    Upsample {
+        /// `[images * height * width, cols]`.
+        x: Val,
+        /// The grid of `x`.
+        grid: Grid,
+    },
+    /// Attention of the rows of `q` over all rows of `k` and `v` of the same sequence, or over those up to their own place.
+    Attend {
+        /// `[sequences * queries, heads * head_dim]`.
+        q: Val,
+        /// `[sequences * keys, heads * head_dim]`.
+        k: Val,
+        /// As `k`.
+        v: Val,
+        /// Heads.
+        heads: usize,
+        /// Factor on the scores.
+        scale: f32,
+        /// Rows of `q` of a sequence.
+        queries: usize,
+        /// Rows of `k` and `v` of a sequence.
+        keys: usize,
+        /// Whether a row sees only what is not behind it.
+        causal: bool,
+    },
+    /// `activation(x)`.
+    Activate {
+        /// `[rows, cols]`.
+        x: Val,
+        /// The function.
+        activation: Activation,
+    },
+    /// `a` times `activation(b)`, where `a` and `b` are the halves of each row: `[rows, 2 * cols]` -> `[rows, cols]`.
+    GluHalves {
+        /// `[rows, 2 * cols]`.
+        x: Val,
+        /// Applied to the second half.
+        activation: Activation,
+    },
+    /// The columns of both side by side: `[rows, a]`, `[rows, b]` -> `[rows, a + b]`.
+    Concat {
+        /// `[rows, a]`.
+        a: Val,
+        /// `[rows, b]`.
+        b: Val,
+    },
+    /// A row added to each of as many rows: row `i / every` of `row` to row `i` of `x`.
+    AddRow {
+        /// `[rows * every, cols]`.
+        x: Val,
+        /// `[rows, cols]`.
+        row: Val,
+        /// Rows that get the same.
+        every: usize,
+    },
     /// `activation(gate) * up` (Shazeer 2020, arXiv:2002.05202).
     Glu {
         /// `[rows, cols]`.
@@ -113,6 +212,48 @@ pub enum Activation {
     Silu,
     /// The tanh form of GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415).
     GeluTanh,
+    /// GELU itself: `x * (1 + erf(x / sqrt 2)) / 2`.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`: CLIP's.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// What of a step names rows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Index {
+    /// Its tokens.
+    Token,
+    /// Their positions.
+    Position,
+}
+
+/// How a kernel is slid over a grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slide {
+    /// What it is slid over.
+    pub grid: Grid,
+    /// Its height and width.
+    pub size: u32,
+    /// Pixels from one place to the next.
+    pub stride: u32,
+    /// Rows and columns of zeros above and to the left.
+    pub before: u32,
+    /// Below and to the right.
+    pub after: u32,
+}
+
+impl Slide {
+    /// The grid of the results, if the kernel fits into what it is slid over.
+    pub fn result(&self) -> Option<Grid> {
+        let places = |len: u32| {
+            let len = len.checked_add(self.before)?.checked_add(self.after)?.checked_sub(self.size)?;
+            Some(len.checked_div(self.stride)? + 1)
+        };
+        let Grid { images, height, width } = self.grid;
+        Some(Grid { images, height: places(height)?, width: places(width)? })
+    }
 }
 
 /// How a head's elements turn with the position.
@@ -171,13 +312,22 @@ impl Op {
     /// The operation's name: the stem of its kernel files.
     pub const fn name(&self) -> &'static str {
         match self {
-            Op::Input => "input",
+            Op::Input { .. } => "input",
             Op::Embed { .. } => "embed",
             Op::RmsNorm { .. } => "rms_norm",
             Op::MatMul { .. } => "matmul",
             Op::Rope { .. } => "rope",
             Op::KvStore { .. } => "kv_store",
             Op::Attention { .. } => "attention",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::GroupNorm { .. } => "group_norm",
+            Op::Conv2d { .. } => "conv2d",
+            Op::Upsample { .. } => "upsample",
+            Op::Attend { .. } => "attend",
+            Op::Activate { .. } => "activate",
+            Op::GluHalves { .. } => "glu_halves",
+            Op::Concat { .. } => "concat",
+            Op::AddRow { .. } => "add_row",
             Op::Glu { .. } => "glu",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
@@ -188,32 +338,51 @@ impl Op {
 
     /// The values the operation reads.
     pub fn inputs(&self) -> impl Iterator<Item = Val> + use<> {
-        let (a, b) = match *self {
-            Op::Input | Op::Embed { .. } => (None, None),
+        let (a, b, c) = match *self {
+            Op::Input { .. } | Op::Embed { .. } => (None, None, None),
             Op::RmsNorm { x, .. }
+            | Op::LayerNorm { x, .. }
+            | Op::GroupNorm { x, .. }
+            | Op::Conv2d { x, .. }
+            | Op::Upsample { x, .. }
+            | Op::Activate { x, .. }
+            | Op::GluHalves { x, .. }
             | Op::MatMul { x, .. }
             | Op::Rope { x, .. }
             | Op::Scale { x, .. }
             | Op::Softcap { x, .. }
-            | Op::TakeRows { x } => (Some(x), None),
-            Op::Attention { q, .. } => (Some(q), None),
-            Op::KvStore { k, v, .. } => (Some(k), Some(v)),
-            Op::Glu { gate, up, .. } => (Some(gate), Some(up)),
-            Op::Add { a, b } => (Some(a), Some(b)),
+            | Op::TakeRows { x } => (Some(x), None, None),
+            Op::Attention { q, .. } => (Some(q), None, None),
+            Op::Attend { q, k, v, .. } => (Some(q), Some(k), Some(v)),
+            Op::KvStore { k, v, .. } => (Some(k), Some(v), None),
+            Op::Glu { gate, up, .. } => (Some(gate), Some(up), None),
+            Op::Add { a, b } | Op::Concat { a, b } => (Some(a), Some(b), None),
+            Op::AddRow { x, row, .. } => (Some(x), Some(row), None),
         };
-        a.into_iter().chain(b)
+        a.into_iter().chain(b).chain(c)
     }
 
     /// The input whose memory the result may take over when nothing reads it later: each output element depends on
     /// no element of that input but the one at the same place (rope: the same pair).
     pub const fn in_place(&self) -> Option<Val> {
         match *self {
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
+            Op::Rope { x, .. }
+            | Op::Scale { x, .. }
+            | Op::Softcap { x, .. }
+            | Op::Activate { x, .. }
+            | Op::AddRow { x, .. } => Some(x),
             Op::Glu { gate, .. } => Some(gate),
             Op::Add { a, .. } => Some(a),
-            Op::Input
+            Op::Input { .. }
             | Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::Conv2d { .. }
+            | Op::Upsample { .. }
+            | Op::Attend { .. }
+            | Op::GluHalves { .. }
+            | Op::Concat { .. }
             | Op::MatMul { .. }
             | Op::KvStore { .. }
             | Op::Attention { .. }
@@ -226,9 +395,18 @@ impl Op {
         match *self {
             Op::KvStore { layer, .. } => Effect::WritesKv(layer),
             Op::Attention { layer, .. } => Effect::ReadsKv(layer),
-            Op::Input
+            Op::Input { .. }
             | Op::Embed { .. }
             | Op::RmsNorm { .. }
+            | Op::LayerNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::Conv2d { .. }
+            | Op::Upsample { .. }
+            | Op::Attend { .. }
+            | Op::Activate { .. }
+            | Op::GluHalves { .. }
+            | Op::Concat { .. }
+            | Op::AddRow { .. }
             | Op::MatMul { .. }
             | Op::Rope { .. }
             | Op::Glu { .. }
@@ -247,7 +425,27 @@ impl fmt::Display for Op {
             write!(f, " {v}")?;
         }
         match self {
-            Op::Embed { table, scale } => write!(f, " {table} *{scale}"),
+            Op::Input { id } => write!(f, " {id:?}"),
+            Op::Embed { table, by, scale } => write!(f, " {table} {by:?} *{scale}"),
+            Op::LayerNorm { weight, bias, eps, .. } => {
+                [weight, bias].into_iter().flatten().try_for_each(|w| write!(f, " {w}"))?;
+                write!(f, " eps={eps}")
+            }
+            Op::GroupNorm { weight, bias, groups, eps, pixels, .. } => {
+                write!(f, " {weight} {bias} groups={groups} eps={eps} pixels={pixels}")
+            }
+            Op::Conv2d { w, bias, slide, .. } => {
+                let Slide { grid, size, stride, before, after } = slide;
+                let Grid { images, height, width } = grid;
+                write!(f, " {w} {images}x{height}x{width} size={size} stride={stride} zeros={before},{after}")?;
+                bias.map_or(Ok(()), |b| write!(f, " +{b}"))
+            }
+            Op::Upsample { grid: Grid { images, height, width }, .. } => write!(f, " {images}x{height}x{width}"),
+            Op::Attend { heads, scale, queries, keys, causal, .. } => {
+                write!(f, " heads={heads} scale={scale} {queries}x{keys}{}", if *causal { " causal" } else { "" })
+            }
+            Op::Activate { activation, .. } | Op::GluHalves { activation, .. } => write!(f, " {activation:?}"),
+            Op::AddRow { every, .. } => write!(f, " every={every}"),
             Op::RmsNorm { weight, eps, group, .. } => write!(f, " {weight} eps={eps} group={group}"),
             Op::MatMul { w, bias, .. } => {
                 write!(f, " {w}")?;
@@ -272,7 +470,7 @@ impl fmt::Display for Op {
             Op::Glu { activation, .. } => write!(f, " {activation:?}"),
             Op::Scale { factor, .. } => write!(f, " *{factor}"),
             Op::Softcap { cap, .. } => write!(f, " cap={cap}"),
-            Op::Input | Op::Add { .. } | Op::TakeRows { .. } => Ok(()),
+            Op::Concat { .. } | Op::Add { .. } | Op::TakeRows { .. } => Ok(()),
         }
     }
 }

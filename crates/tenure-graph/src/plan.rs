@@ -5,7 +5,7 @@ use std::fmt;
 use tenure_tensor::ByteSize;
 
 use crate::op::Op;
-use crate::value::{KvLayer, KvLayerId, OutputId, Rows, StepShape, Val, WeightId, WeightUse};
+use crate::value::{InputId, KvLayer, KvLayerId, OutputId, Rows, StepShape, Val, WeightId, WeightUse};
 
 /// A model's step, recorded once: operations over spans of one static arena. Immutable and proven by
 /// [`crate::verify`]; peak memory is known before anything is allocated.
@@ -20,7 +20,7 @@ pub struct Plan {
     pub(crate) outputs: Vec<(OutputId, Val)>,
     pub(crate) arena: ByteSize,
     pub(crate) vocab: Option<usize>,
-    pub(crate) input_cols: usize,
+    pub(crate) inputs: Vec<(InputId, Val)>,
 }
 
 /// One step of a plan.
@@ -118,9 +118,14 @@ impl Plan {
         self.vocab
     }
 
-    /// Columns of the rows that come with a step; 0 when none do.
-    pub const fn input_cols(&self) -> usize {
-        self.input_cols
+    /// What comes with a step beside tokens.
+    pub fn inputs(&self) -> &[(InputId, Val)] {
+        &self.inputs
+    }
+
+    /// The value of an input.
+    pub fn input(&self, id: InputId) -> Option<Value> {
+        self.inputs.iter().find(|(other, _)| *other == id).map(|&(_, val)| self.value(val))
     }
 }
 
@@ -139,8 +144,9 @@ impl fmt::Display for Plan {
                 Some(out) => {
                     let value = self.value(out);
                     let rows = match value.rows {
-                        Rows::Step => "step",
-                        Rows::Out => "out",
+                        Rows::Step => "step".to_owned(),
+                        Rows::Out => "out".to_owned(),
+                        Rows::Fixed(count) => count.to_string(),
                     };
                     writeln!(f, "{out} [{rows}, {}] @{} = {}", value.cols, self.span(out).offset, step.op)?;
                 }

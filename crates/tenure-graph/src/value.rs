@@ -23,6 +23,8 @@ pub enum Rows {
     Step,
     /// One per row whose result the caller asked for.
     Out,
+    /// Always so many: pixels, or tokens of a prompt of known length.
+    Fixed(u32),
 }
 
 /// The largest step a plan can run. What varies below these bounds is data of the step, never a new plan.
@@ -47,6 +49,7 @@ impl StepShape {
         match rows {
             Rows::Step => self.rows,
             Rows::Out => self.outs,
+            Rows::Fixed(count) => count as usize,
         }
     }
 }
@@ -58,8 +61,51 @@ pub enum OutputId {
     Logits,
     /// `[step, width]`: what a part of a model hands to the part that follows it.
     Hidden,
+    /// What was denoised, decoded or encoded.
+    Sample,
+    /// Encoded prompts, a row for each token.
+    Context,
     /// `[step, width]`, of the last layer `[out, width]`: what a layer hands to the next, counted from 0.
     Layer(u32),
+}
+
+/// Rows that come with a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InputId {
+    /// What the part of a model before this one gave.
+    Hidden,
+    /// What is denoised, decoded or encoded: latents or pixels.
+    Sample,
+    /// Sinusoids of the timesteps, a row for each image.
+    Timestep,
+    /// Encoded prompts, a row for each token.
+    Context,
+    /// Pooled prompts, and what else conditions an image as a whole: a row for each.
+    Pooled,
+}
+
+/// Images side by side, row of pixels after row of pixels: a value over it has `images * height * width` rows, its
+/// columns are channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grid {
+    /// How many images.
+    pub images: u32,
+    /// Pixels of a column.
+    pub height: u32,
+    /// Pixels of a row.
+    pub width: u32,
+}
+
+impl Grid {
+    /// Pixels of all images.
+    pub const fn rows(self) -> usize {
+        self.images as usize * self.pixels()
+    }
+
+    /// Pixels of one image.
+    pub const fn pixels(self) -> usize {
+        self.height as usize * self.width as usize
+    }
 }
 
 /// A weight a plan reads, and how.
@@ -71,22 +117,24 @@ pub struct WeightUse {
     pub as_table: bool,
     /// Whether it is multiplied with.
     pub as_matrix: bool,
+    /// Whether it is slid over a grid: `[n, channels, height, width]`, held with the channels last.
+    pub as_kernel: bool,
 }
 
 impl WeightUse {
     /// Whether it is a vector (norm weight, bias, rope factors): held as f32 on every device.
     pub const fn is_vector(&self) -> bool {
-        !self.as_table && !self.as_matrix
+        !self.as_table && !self.as_matrix && !self.as_kernel
     }
 
-    /// Rows of a matrix or table; 1 for a vector.
+    /// Rows of a matrix or table, results of a kernel; 1 for a vector.
     pub fn rows(&self) -> usize {
-        if self.is_vector() { 1 } else { self.spec.shape.rows().unwrap_or(0) }
+        if self.is_vector() { 1 } else { self.spec.shape.dims().first().copied().unwrap_or(0) }
     }
 
     /// Elements of one row.
     pub fn cols(&self) -> usize {
-        if self.is_vector() { self.spec.shape.elements().unwrap_or(0) } else { self.spec.shape.cols() }
+        self.spec.shape.elements().unwrap_or(0) / self.rows().max(1)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use tenure_graph::{Activation, Graph, KvLayerId, RopeSpec, Val};
+use tenure_graph::{Activation, Graph, InputId, KvLayerId, RopeSpec, Rows, Val};
 
 use crate::config::TextConfig;
 use crate::text::Part;
@@ -59,7 +59,7 @@ impl<'g, 'c> Decoder<'g, 'c> {
             Part::Whole | Part::Before(_) => {
                 self.g.embed(self.g.table("token_embd.weight", self.config.vocab, self.config.width), scale)
             }
-            Part::From(_) => self.g.input(self.config.width),
+            Part::From(_) => self.g.input(InputId::Hidden, Rows::Step, self.config.width),
         }
     }
 

@@ -8,6 +8,8 @@ mod config;
 mod decoder;
 mod error;
 mod gemma3;
+/// Image models: text encoders, denoisers, autoencoders.
+pub mod image;
 mod llama;
 mod qwen2;
 mod qwen3;

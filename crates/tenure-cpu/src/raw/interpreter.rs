@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenure_device::{Exec, Lease, RunError, StepInputs, StepRows, Stop, check_all, check_read};
-use tenure_graph::{KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
+use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
 
 use crate::layout::Scratch;
 use crate::lower::{Lowered, MatMulOp, Phase, RowOp};
@@ -20,7 +20,10 @@ use crate::simd::attention::CHUNK;
 use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
 
+use image::attend_units;
+
 mod attention;
+mod image;
 
 /// A plan bound to memory.
 pub(crate) struct Interpreter {
@@ -34,6 +37,8 @@ pub(crate) struct Interpreter {
     pub(crate) scratch_base: Base,
     pub(crate) scratch: Scratch,
     pub(crate) kv: Kv,
+    /// What lies around images: as many as the most channels.
+    pub(crate) zeros: Vec<f32>,
     /// What is left to be claimed of a phase, and what there will be to claim of the next.
     pub(crate) claims: [Claims; 2],
     /// Room for the check that no two rows write one position.
@@ -160,6 +165,10 @@ impl Run<'_> {
                 Phase::Rows { rows, ops } => self.rows(ops, member.share(count.of(*rows))),
                 Phase::MatMul(ops) => self.matmuls(ops, member, &me.claims[at % 2]),
                 Phase::Attention(op) => self.attention(op, member, &me.claims[at % 2]),
+                Phase::Conv(op) => self.conv(op, member, &me.claims[at % 2]),
+                Phase::GroupSums(op) => self.group_sums(op, member, &me.claims[at % 2]),
+                Phase::GroupFactors(op) => self.group_factors(op, member.share(op.images)),
+                Phase::Attend(op) => self.attend(op, member, &me.claims[at % 2]),
             }
             // One member looks, and all hear of it at the barrier. A single row's phases are microseconds.
             if member.index == 0 && (count.step > 1 || at.is_multiple_of(16)) && check_all(self.stops).is_err() {
@@ -178,7 +187,10 @@ impl Run<'_> {
         let units = match self.me.lowered.phases.get(phase) {
             Some(Phase::MatMul(ops)) => ops.iter().map(|op| self.me.units(op)).sum(),
             Some(Phase::Attention(op)) => self.attention_units(op),
-            Some(Phase::Rows { .. }) | None => return,
+            Some(Phase::Conv(op)) => self.conv_units(op),
+            Some(Phase::GroupSums(op)) => op.images * op.runs(),
+            Some(Phase::Attend(op)) => attend_units(op),
+            Some(Phase::Rows { .. } | Phase::GroupFactors(_)) | None => return,
         };
         self.me.claims[phase % 2].share(member, units);
     }
@@ -218,14 +230,18 @@ impl Run<'_> {
                     me.rope_table(table, row),
                 );
             }
-            RowOp::Input { out } => {
+            RowOp::Input { id, out } => {
                 let out = write(out);
                 let cols = out.len();
-                out.copy_from_slice(&self.step.hidden[row * cols..(row + 1) * cols]);
+                out.copy_from_slice(&self.step.given(id)[row * cols..(row + 1) * cols]);
             }
-            RowOp::Embed { table, scale, out } => {
+            RowOp::Embed { table, by, scale, out } => {
                 let out = write(out);
-                me.weight(table).look_up(self.step.tokens[row] as usize, out);
+                let index = match by {
+                    Index::Token => self.step.tokens[row],
+                    Index::Position => self.step.positions[row],
+                };
+                me.weight(table).look_up(index as usize, out);
                 if scale != 1.0 {
                     float::scale(isa, out, scale);
                 }
@@ -259,6 +275,41 @@ impl Run<'_> {
                 let from = self.step.outputs[row] as usize;
                 // SAFETY: `from` was checked against the step's rows; the phase writes no value of all rows.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });
+            }
+            RowOp::LayerNorm { x, weight, bias, eps, out } => {
+                let (weight, bias) = (weight.map(|w| me.vector(w)), bias.map(|b| me.vector(b)));
+                float::layer_norm(isa, read(x), weight, bias, eps, write(out));
+            }
+            RowOp::GroupNorm { x, pixels, out } => {
+                let (factors, terms) = me.group_row(row / pixels, read(x).len());
+                let out = write(out);
+                out.copy_from_slice(read(x));
+                float::scale_shift(isa, out, factors, terms);
+            }
+            RowOp::Upsample { x, grid, out } => {
+                let (width, height) = (2 * grid.width as usize, 2 * grid.height as usize);
+                let (image, at) = (row / (width * height), row % (width * height));
+                let from = image * grid.pixels() + at / width / 2 * grid.width as usize + at % width / 2;
+                // SAFETY: a row of the smaller grid; the phase writes nothing of it.
+                write(out).copy_from_slice(unsafe { me.row(x, from) });
+            }
+            RowOp::Activate { x, activation, out } => float::activate(isa, activation, in_place(x, out)),
+            RowOp::GluHalves { x, activation, out } => {
+                let (up, gate) = read(x).split_at(me.plan.value(out).cols);
+                let out = write(out);
+                out.copy_from_slice(gate);
+                float::glu(isa, activation, out, up);
+            }
+            RowOp::Concat { a, b, out } => {
+                let (left, right) = (read(a), read(b));
+                let out = write(out);
+                out[..left.len()].copy_from_slice(left);
+                out[left.len()..].copy_from_slice(right);
+            }
+            RowOp::AddRow { x, row: added, every, out } => {
+                // SAFETY: there are as many rows as `every` divides this value's; the phase writes none of them.
+                let added = unsafe { me.row(added, row / every) };
+                float::add(isa, in_place(x, out), added);
             }
             RowOp::Quantize { x } => {
                 let x = read(x);

@@ -58,6 +58,22 @@ pub(crate) fn bring_in(
                 let _: Result<(), codec::CodecError> = codec::dequantize(dtype, staging, floats);
             }
         }
+        Layout::Kernel => {
+            host_room(staging, len)?;
+            staging.resize(len, 0);
+            read(staging)?;
+            // SAFETY: as above.
+            let bytes = unsafe { segment.range(offset + from, len) };
+            let &[_, channels, height, width] = weight.spec.shape.dims() else { return Ok(()) };
+            let element = dtype.block_bytes();
+            for (file, held) in staging.chunks_exact(row).zip(bytes.chunks_exact_mut(row)) {
+                for (at, held) in held.chunks_exact_mut(element).enumerate() {
+                    let (place, channel) = (at / channels, at % channels);
+                    let from = (channel * height * width + place) * element;
+                    held.copy_from_slice(&file[from..from + element]);
+                }
+            }
+        }
         Layout::Panels => {
             host_room(staging, len)?;
             staging.resize(len, 0);

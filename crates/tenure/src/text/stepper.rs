@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tenure_device::{DeviceError, Program, RunError, StepInputs, StepRows, Stop, check_all, host_room};
-use tenure_graph::{OutputId, StepShape, Value};
+use tenure_graph::{InputId, OutputId, StepShape, Value};
 
 use crate::text::slots::{Slots, room};
 
@@ -103,10 +103,10 @@ impl Stepper {
         let mut checked = Vec::new();
         let mut widest = 0;
         for (program, plan) in programs.iter().map(Program::plan).enumerate() {
-            widest = widest.max(plan.input_cols());
+            widest = widest.max(plan.input(InputId::Hidden).map_or(0, |value| value.cols));
             checked.extend(plan.outputs().iter().filter_map(|&(output, val)| match output {
                 OutputId::Layer(layer) => Some(Checked { program, layer, value: plan.value(val) }),
-                OutputId::Logits | OutputId::Hidden => None,
+                OutputId::Logits | OutputId::Hidden | OutputId::Sample | OutputId::Context => None,
             }));
         }
         let (mut row, mut hidden) = (Vec::new(), Vec::new());
@@ -301,7 +301,7 @@ impl StepEngine {
                 tables: &self.tables,
                 blocks: &self.blocks,
                 outputs: &self.outputs,
-                hidden: &self.hidden,
+                given: &[(InputId::Hidden, &self.hidden)],
             };
             program.run(&inputs, &self.stops)?;
             self.hidden.clear();

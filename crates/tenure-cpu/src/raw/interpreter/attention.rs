@@ -138,7 +138,7 @@ impl AttentionOp {
 
 impl Interpreter {
     #[allow(clippy::mut_from_ref)]
-    fn attention_scratch(&self, member: usize) -> &mut [f32] {
+    pub(super) fn attention_scratch(&self, member: usize) -> &mut [f32] {
         // SAFETY: inside the scratch; each member has its own.
         unsafe {
             let base = self.scratch_base.0.add(self.scratch.attention + member * self.scratch.attention_bytes);

@@ -10,6 +10,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use tenure_graph::{Grid, Slide};
 use tenure_tensor::DType;
 
 use crate::simd::Isa;
@@ -42,9 +43,72 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, o
         DType::BF16 => Float::Bf16,
         _ => return,
     };
-    let (w, x, rows) = (w.as_ptr(), x.as_ptr(), x.len() / cols);
-    dispatch(isa, Product { float, w, row_bytes, features: out.features, x, rows, cols, out });
+    let (w, rows) = (w.as_ptr(), x.len() / cols);
+    let source = Source::Rows { x: x.as_ptr(), stride: cols };
+    dispatch(isa, Product { float, w, row_bytes, features: out.features, source, rows, cols, taps: 1, out });
 }
+
+/// [`matmul`] of f32 by f32 whose rows lie apart: `out.features` rows of `cols` floats, `w_stride` floats from one to the
+/// next, and `rows` rows of `x` alike.
+///
+/// # Safety
+/// `w` and `x` are valid for their rows; for `out` as for [`matmul`].
+#[allow(clippy::too_many_arguments)] // Two matrices and where they are.
+pub(crate) unsafe fn product(
+    isa: Isa,
+    w: *const f32,
+    w_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    rows: usize,
+    cols: usize,
+    out: Out,
+) {
+    let source = Source::Rows { x, stride: x_stride };
+    let (w, row_bytes) = (w.cast(), w_stride * size_of::<f32>());
+    dispatch(
+        isa,
+        Product { float: Float::F32, w, row_bytes, features: out.features, source, rows, cols, taps: 1, out },
+    );
+}
+
+/// Rows `rows` of a kernel slid over images (channels last): `w` holds `out.features` results of `size * size * channels`
+/// elements, place by place, of F32, F16 or BF16. `zeros` are as many as there are channels, for what lies outside.
+/// The kernel is no larger than [`MOST_SIZE`].
+///
+/// # Safety
+/// `out` is valid for so many rows, the first of which is `rows.start`, and nobody else touches them meanwhile.
+#[allow(clippy::too_many_arguments)] // Images, kernel, and which part.
+pub unsafe fn conv2d(
+    isa: Isa,
+    dtype: DType,
+    w: &[u8],
+    x: &[f32],
+    slide: &Slide,
+    zeros: &[f32],
+    rows: Range<usize>,
+    out: Out,
+) {
+    let (channels, size) = (zeros.len(), slide.size as usize);
+    let Some(result) = slide.result() else { return };
+    let Some(row_bytes) = dtype.row_bytes(size * size * channels).filter(|&bytes| bytes > 0) else { return };
+    assert!(size <= MOST_SIZE && rows.end <= result.rows());
+    assert!(w.len() == row_bytes * out.features && x.len() == slide.grid.rows() * channels);
+    let float = match dtype {
+        DType::F32 => Float::F32,
+        DType::F16 => Float::F16,
+        DType::BF16 => Float::Bf16,
+        _ => return,
+    };
+    let source = Source::Slide { x: x.as_ptr(), zeros: zeros.as_ptr(), slide, result, first: rows.start };
+    let (rows, features) = (rows.len(), out.features);
+    let product =
+        Product { float, w: w.as_ptr(), row_bytes, features, source, rows, cols: channels, taps: size * size, out };
+    dispatch(isa, product);
+}
+
+/// The largest kernel's height and width.
+pub const MOST_SIZE: usize = 3;
 
 /// Rows from which on weights are converted once for all of them.
 const CONVERT_FROM: usize = 6;
@@ -68,18 +132,29 @@ enum Float {
     Bf16,
 }
 
-struct Product {
+struct Product<'s> {
     float: Float,
     w: *const u8,
     row_bytes: usize,
     features: usize,
-    x: *const f32,
+    source: Source<'s>,
     rows: usize,
+    /// Of a row that lie together; a row of the weights has as many for each tap.
     cols: usize,
+    taps: usize,
     out: Out,
 }
 
-impl Product {
+/// Where the rows are that weights are multiplied with.
+#[derive(Clone, Copy)]
+enum Source<'s> {
+    /// One after the other.
+    Rows { x: *const f32, stride: usize },
+    /// Of places of a kernel, tap by tap.
+    Slide { x: *const f32, zeros: *const f32, slide: &'s Slide, result: Grid, first: usize },
+}
+
+impl Product<'_> {
     /// # Safety
     /// `feature < self.features`.
     #[inline(always)]
@@ -89,11 +164,57 @@ impl Product {
     }
 
     /// # Safety
-    /// `row < self.rows`.
+    /// `row < self.rows`; the rows are one after the other.
     #[inline(always)]
-    unsafe fn x(&self, row: usize) -> *const f32 {
-        // SAFETY: inside `x`.
-        unsafe { self.x.add(row * self.cols) }
+    unsafe fn x(&self, row: usize) -> (*const f32, usize) {
+        match self.source {
+            // SAFETY: inside `x`.
+            Source::Rows { x, stride } => (unsafe { x.add(row * stride) }, stride),
+            Source::Slide { zeros, .. } => (zeros, 0),
+        }
+    }
+
+    /// Puts where so many rows are, for each tap.
+    ///
+    /// # Safety
+    /// `first + count <= self.rows` and `count <= ROWS`; `table` is valid for [`ROWS`] pointers for each tap.
+    #[inline(always)]
+    unsafe fn places(&self, first: usize, count: usize, table: *mut *const f32) {
+        match self.source {
+            Source::Rows { x, stride } => {
+                for t in 0..count {
+                    // SAFETY: the caller's contract.
+                    unsafe { table.add(t).write(x.add((first + t) * stride)) };
+                }
+            }
+            Source::Slide { x, zeros, slide, result, first: begin } => {
+                let (width, height) = (result.width as usize, result.height as usize);
+                let (grid, size) = (slide.grid, slide.size as usize);
+                for t in 0..count {
+                    let row = begin + first + t;
+                    let (image, at) = (row / (width * height), row % (width * height));
+                    let (top, left) = (at / width * slide.stride as usize, at % width * slide.stride as usize);
+                    for tap in 0..size * size {
+                        let (y, x_at) = (top + tap / size, left + tap % size);
+                        let before = slide.before as usize;
+                        let inside = y >= before
+                            && x_at >= before
+                            && y - before < grid.height as usize
+                            && x_at - before < grid.width as usize;
+                        // SAFETY: a pixel of the grid; the caller's contract.
+                        unsafe {
+                            let place = if inside {
+                                let pixel = image * grid.pixels() + (y - before) * grid.width as usize + x_at - before;
+                                x.add(pixel * self.cols)
+                            } else {
+                                zeros
+                            };
+                            table.add(tap * ROWS + t).write(place);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// # Safety
@@ -105,14 +226,14 @@ impl Product {
     }
 }
 
-impl Kernel for Product {
+impl Kernel for Product<'_> {
     type Result = ();
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the product is as `matmul` checked it; the caller vouches for the instruction set.
         unsafe {
-            if self.rows >= CONVERT_FROM {
+            if self.rows >= CONVERT_FROM || matches!(self.source, Source::Slide { .. }) {
                 return converted::<V>(&self);
             }
             match self.float {
@@ -178,7 +299,7 @@ unsafe fn dots<V: Lanes, E: Element, const R: usize, const T: usize>(
         for r in 0..R {
             w[r] = product.weight(features[r]);
         }
-        let x = product.x(row);
+        let (x, stride) = product.x(row);
         let mut sums = [[V::splat(0.0); T]; R];
         let line = 64 / E::BYTES;
         let mut i = 0;
@@ -188,12 +309,12 @@ unsafe fn dots<V: Lanes, E: Element, const R: usize, const T: usize>(
             }
             let end = i + line;
             while i < end {
-                dots_step::<V, E, R, T>(&mut sums, w, x, i, product.cols);
+                dots_step::<V, E, R, T>(&mut sums, w, x, i, stride);
                 i += V::N;
             }
         }
         while i + V::N <= product.cols {
-            dots_step::<V, E, R, T>(&mut sums, w, x, i, product.cols);
+            dots_step::<V, E, R, T>(&mut sums, w, x, i, stride);
             i += V::N;
         }
         if i < product.cols {
@@ -203,7 +324,7 @@ unsafe fn dots<V: Lanes, E: Element, const R: usize, const T: usize>(
                 vectors[r] = E::load_part(w[r].add(i * E::BYTES), left);
             }
             for t in 0..T {
-                let x = V::load_part(x.add(i + t * product.cols), left);
+                let x = V::load_part(x.add(i + t * stride), left);
                 for r in 0..R {
                     sums[r][t] = vectors[r].fma(x, sums[r][t]);
                 }
@@ -242,10 +363,12 @@ unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// A piece of the weights as `f32`, and the accumulators of all products with it: 90 to 140 KiB of the stack.
+/// A piece of the weights as `f32`, where the rows are that it is multiplied with, and the accumulators of all products:
+/// 97 to 147 KiB of the stack.
 #[repr(C, align(64))]
 struct Room<V> {
     w: MaybeUninit<[[f32; COLS]; FEATURES]>,
+    places: MaybeUninit<[[*const f32; ROWS]; MOST_SIZE * MOST_SIZE]>,
     sums: MaybeUninit<[[V; FEATURES]; ROWS]>,
 }
 
@@ -255,34 +378,43 @@ struct Room<V> {
 /// As for [`matmul`].
 #[inline(always)]
 unsafe fn converted<V: Lanes>(product: &Product) {
-    let mut room = Room::<V> { w: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
+    let mut room = Room::<V> { w: MaybeUninit::uninit(), places: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
     let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<V>());
+    let places = room.places.as_mut_ptr().cast::<*const f32>();
     // Pieces of equal width: a narrow one would spend its time on loading and storing accumulators.
     let width = product.cols.div_ceil(product.cols.div_ceil(COLS)).next_multiple_of(16);
+    // Taps of which a piece has all columns.
+    let side_by_side = (COLS / width).clamp(1, product.taps);
     // Long rows do not stay in the cache as a whole: each piece of them is used for more features then.
     let together = if product.cols > 2 * COLS { FEATURES } else { GROUP };
     let mut row = 0;
     while row < product.rows {
         let rows = ROWS.min(product.rows - row);
+        // SAFETY: so many rows are left, and there are no more taps than there is room for.
+        unsafe { product.places(row, rows, places) };
         let mut feature = 0;
         while feature < product.features {
             let features = together.min(product.features - feature);
-            let mut col = 0;
-            while col < product.cols {
+            let (mut tap, mut col) = (0, 0);
+            while tap < product.taps {
                 let cols = width.min(product.cols - col);
+                let taps = side_by_side.min(product.taps - tap);
                 // SAFETY: the piece lies inside the product and fits the room; the tiles read what was converted, and
                 // accumulators only from the second piece of columns on.
                 unsafe {
                     for f in 0..features {
-                        let (from, to) = (product.weight(feature + f), w.add(f * COLS));
-                        match product.float {
-                            Float::F32 => convert::<V, F32>(from, col, cols, to),
-                            Float::F16 => convert::<V, F16>(from, col, cols, to),
-                            Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
+                        for i in 0..taps {
+                            let (from, to) = (product.weight(feature + f), w.add(f * COLS + i * width));
+                            let col = (tap + i) * product.cols + col;
+                            match product.float {
+                                Float::F32 => convert::<V, F32>(from, col, cols, to),
+                                Float::F16 => convert::<V, F16>(from, col, cols, to),
+                                Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
+                            }
                         }
                     }
-                    let x = product.x(row).add(col);
-                    let piece = Piece { w, x, stride: product.cols, cols, sums, first: col == 0 };
+                    let x = places.add(tap * ROWS);
+                    let piece = Piece { w, x, taps, width, col, cols, sums, first: tap == 0 && col == 0 };
                     let mut first = 0;
                     while first < features {
                         rows_of_tiles::<V>(&piece, first..features.min(first + GROUP), rows);
@@ -290,6 +422,9 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                     }
                 }
                 col += cols;
+                if col == product.cols {
+                    (tap, col) = (tap + taps, 0);
+                }
             }
             for t in 0..rows {
                 let mut f = 0;
@@ -335,8 +470,13 @@ unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize,
 /// Converted weights, the rows they are multiplied with, and the accumulators of their products.
 struct Piece<V> {
     w: *const f32,
-    x: *const f32,
-    stride: usize,
+    /// The rows' places, tap by tap.
+    x: *const *const f32,
+    taps: usize,
+    /// Floats from one tap's weights to the next.
+    width: usize,
+    /// The first column of each tap, and how many.
+    col: usize,
     cols: usize,
     sums: *mut V,
     /// Nothing was accumulated yet.
@@ -392,7 +532,6 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
     // SAFETY: the caller's contract; the accumulator of row `t` and feature `f` is the one at `t * FEATURES + f`.
     unsafe {
         let w = piece.w.add(feature * COLS);
-        let rows = piece.x.add(row * piece.stride);
         let kept = piece.sums.add(row * FEATURES + feature);
         let mut sums = [[V::splat(0.0); T]; R];
         if !piece.first {
@@ -402,25 +541,32 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
                 }
             }
         }
-        let mut i = 0;
-        while i + V::N <= piece.cols {
-            let mut x = [V::splat(0.0); T];
+        for tap in 0..piece.taps {
+            let w = w.add(tap * piece.width);
+            let mut rows = [std::ptr::null(); T];
             for t in 0..T {
-                x[t] = V::load(rows.add(t * piece.stride + i));
+                rows[t] = piece.x.add(tap * ROWS + row + t).read().add(piece.col);
             }
-            for r in 0..R {
-                let w = V::load(w.add(r * COLS + i));
+            let mut i = 0;
+            while i + V::N <= piece.cols {
+                let mut x = [V::splat(0.0); T];
                 for t in 0..T {
-                    sums[r][t] = w.fma(x[t], sums[r][t]);
+                    x[t] = V::load(rows[t].add(i));
                 }
-            }
-            i += V::N;
-        }
-        if i < piece.cols {
-            for t in 0..T {
-                let x = V::load_part(rows.add(t * piece.stride + i), piece.cols - i);
                 for r in 0..R {
-                    sums[r][t] = V::load(w.add(r * COLS + i)).fma(x, sums[r][t]);
+                    let w = V::load(w.add(r * COLS + i));
+                    for t in 0..T {
+                        sums[r][t] = w.fma(x[t], sums[r][t]);
+                    }
+                }
+                i += V::N;
+            }
+            if i < piece.cols {
+                for t in 0..T {
+                    let x = V::load_part(rows[t].add(i), piece.cols - i);
+                    for r in 0..R {
+                        sums[r][t] = V::load(w.add(r * COLS + i)).fma(x, sums[r][t]);
+                    }
                 }
             }
         }
@@ -577,6 +723,76 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_kernel_slid_over_images_matches_the_definition() {
+        let mut random = Random::new(12);
+        let slides = [
+            (1, (5, 7), 3, 1, 1, 1),
+            (2, (9, 6), 3, 2, 0, 1),
+            (1, (8, 8), 3, 2, 1, 1),
+            (3, (4, 4), 2, 2, 0, 0),
+            (1, (1, 1), 3, 1, 1, 1),
+            (1, (40, 30), 3, 1, 1, 1),
+        ];
+        for isa in Isa::available() {
+            for (images, (height, width), size, stride, before, after) in slides {
+                for (channels, features, dtype) in
+                    [(1, 1, DType::F32), (4, 9, DType::F16), (33, 5, DType::BF16), (700, 3, DType::F32)]
+                {
+                    if channels * height * width > 40_000 {
+                        continue;
+                    }
+                    let slide = Slide {
+                        grid: Grid { images, height: height as u32, width: width as u32 },
+                        size: size as u32,
+                        stride: stride as u32,
+                        before,
+                        after,
+                    };
+                    let result = slide.result().expect("fits");
+                    let (w, exact) = encode(dtype, &random.floats(features * size * size * channels, 1.0));
+                    let x = random.floats(slide.grid.rows() * channels, 1.0);
+                    let (zeros, mut got) = (vec![0.0; channels], vec![f32::NAN; result.rows() * features]);
+                    // In two calls, as members of a team would.
+                    for rows in [0..result.rows() / 2, result.rows() / 2..result.rows()] {
+                        // SAFETY: the vector has room for all rows.
+                        unsafe {
+                            let base = got.as_mut_ptr().add(rows.start * features);
+                            conv2d(isa, dtype, &w, &x, &slide, &zeros, rows, Out { base, stride: features, features });
+                        }
+                    }
+                    for row in 0..result.rows() {
+                        let pixels = result.pixels();
+                        let (image, y, x_at) =
+                            (row / pixels, row % pixels / result.width as usize, row % result.width as usize);
+                        for feature in 0..features {
+                            let (mut want, mut total) = (0.0, 0.0);
+                            for tap in 0..size * size {
+                                let y = (y * stride + tap / size) as i64 - i64::from(before);
+                                let x_at = (x_at * stride + tap % size) as i64 - i64::from(before);
+                                if y < 0 || x_at < 0 || y >= height as i64 || x_at >= width as i64 {
+                                    continue;
+                                }
+                                let pixel = image * height * width + y as usize * width + x_at as usize;
+                                for channel in 0..channels {
+                                    let part = exact[(feature * size * size + tap) * channels + channel]
+                                        * f64::from(x[pixel * channels + channel]);
+                                    want += part;
+                                    total += part.abs();
+                                }
+                            }
+                            let got = f64::from(got[row * features + feature]);
+                            assert!(
+                                (got - want).abs() <= 2e-6 * total,
+                                "{isa:?} {slide:?} {channels} {features} {row}: {got} {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Sixteen lanes in plain Rust: what AVX-512 computes, but for the fused rounding.
     #[test]
     fn sixteen_lanes_agree_with_eight_on_whole_numbers() {
@@ -588,8 +804,9 @@ mod tests {
             let mut got = vec![0.0; rows * features];
             let out = Out { base: got.as_mut_ptr(), stride: features, features };
             let row_bytes = cols * 2;
+            let source = Source::Rows { x: x.as_ptr(), stride: cols };
             let product =
-                Product { float: Float::F16, w: w.as_ptr(), row_bytes, features, x: x.as_ptr(), rows, cols, out };
+                Product { float: Float::F16, w: w.as_ptr(), row_bytes, features, source, rows, cols, taps: 1, out };
             // SAFETY: plain vectors run everywhere, and the product is as `matmul` makes it.
             unsafe { product.run::<Plain<16>>() };
             assert_same_bits(&got, &want, "16 lanes");

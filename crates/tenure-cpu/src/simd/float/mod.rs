@@ -15,7 +15,8 @@ mod rope;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use elementwise::{add, glu, scale, softcap};
-pub use matmul::{Out, matmul};
-pub use norm::rms_norm;
+pub use elementwise::{activate, add, glu, scale, scale_shift, softcap};
+pub(crate) use matmul::product;
+pub use matmul::{MOST_SIZE, Out, conv2d, matmul};
+pub use norm::{group_factors, group_sums, layer_norm, rms_norm};
 pub use rope::{rope, rope_table};

@@ -1,4 +1,4 @@
-//! Root-mean-square norm.
+//! Norms: root mean square, of a layer, of groups of channels.
 
 use crate::simd::Isa;
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
@@ -12,6 +12,124 @@ const SUMS: usize = 16;
 pub fn rms_norm(isa: Isa, x: &[f32], weight: Option<&[f32]>, eps: f32, out: &mut [f32]) {
     assert!(x.len() == out.len() && weight.is_none_or(|weight| weight.len() == x.len()));
     dispatch(isa, RmsNorm { x, weight, eps, out });
+}
+
+/// `out = (x - mean) / sqrt(variance + eps) * weight + bias` for one row. Mean and variance are taken in f64, one after
+/// the other, in an order that only the length determines.
+pub fn layer_norm(isa: Isa, x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    assert!(x.len() == out.len());
+    assert!([weight, bias].into_iter().flatten().all(|vector| vector.len() == x.len()));
+    dispatch(isa, LayerNorm { x, weight, bias, eps, out });
+}
+
+/// Adds the columns of a row and their squares to the sums of their groups.
+pub fn group_sums(isa: Isa, x: &[f32], sums: &mut [[f64; 2]]) {
+    assert!(!sums.is_empty() && x.len().is_multiple_of(sums.len()));
+    dispatch(isa, GroupSums { x, sums });
+}
+
+/// What a group norm multiplies each column with and adds to it, given the sums of each group's `count` elements.
+pub fn group_factors(
+    sums: &[[f64; 2]],
+    count: usize,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    factors: &mut [f32],
+    terms: &mut [f32],
+) {
+    let each = weight.len() / sums.len().max(1);
+    for (column, (weight, bias)) in weight.iter().zip(bias).enumerate() {
+        let [sum, squares] = sums[column / each];
+        let mean = sum / count as f64;
+        let variance = (squares / count as f64 - mean * mean).max(0.0);
+        let factor = f64::from(*weight) / (variance + f64::from(eps)).sqrt();
+        factors[column] = factor as f32;
+        terms[column] = (f64::from(*bias) - mean * factor) as f32;
+    }
+}
+
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    weight: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Result = ();
+
+    // As for `RmsNorm`.
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let LayerNorm { x, weight, bias, eps, out } = self;
+        let mean = sum_of(x, |x| x) / x.len() as f64;
+        let variance = sum_of(x, |x| (x - mean) * (x - mean)) / x.len() as f64;
+        let factor = (1.0 / (variance + f64::from(eps)).sqrt()) as f32;
+        let mean = mean as f32;
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = (x - mean) * factor;
+        }
+        if let Some(weight) = weight {
+            for (out, weight) in out.iter_mut().zip(weight) {
+                *out *= weight;
+            }
+        }
+        if let Some(bias) = bias {
+            for (out, bias) in out.iter_mut().zip(bias) {
+                *out += bias;
+            }
+        }
+    }
+}
+
+/// The sum of a function of each element.
+#[inline(always)]
+fn sum_of(x: &[f32], of: impl Fn(f64) -> f64) -> f64 {
+    let mut sums = [0f64; SUMS];
+    let runs = x.chunks_exact(SUMS);
+    let rest = runs.remainder();
+    for run in runs {
+        for i in 0..SUMS {
+            sums[i] += of(f64::from(run[i]));
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += of(f64::from(x));
+    }
+    let mut half = SUMS / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+struct GroupSums<'a> {
+    x: &'a [f32],
+    sums: &'a mut [[f64; 2]],
+}
+
+impl Kernel for GroupSums<'_> {
+    type Result = ();
+
+    // As for `RmsNorm`.
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let each = self.x.len() / self.sums.len();
+        for (group, [sum, squares]) in self.x.chunks_exact(each).zip(self.sums) {
+            let (mut own, mut own_squares) = (0f64, 0f64);
+            for &x in group {
+                own += f64::from(x);
+                own_squares += f64::from(x) * f64::from(x);
+            }
+            *sum += own;
+            *squares += own_squares;
+        }
+    }
 }
 
 struct RmsNorm<'a> {
@@ -28,27 +146,9 @@ impl Kernel for RmsNorm<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let RmsNorm { x, weight, eps, out } = self;
-        let mut sums = [0f64; SUMS];
-        let runs = x.chunks_exact(SUMS);
-        let rest = runs.remainder();
-        for run in runs {
-            for i in 0..SUMS {
-                // Exact in f64, so fusing it with the addition would change nothing.
-                let x = f64::from(run[i]);
-                sums[i] += x * x;
-            }
-        }
-        for (sum, &x) in sums.iter_mut().zip(rest) {
-            *sum += f64::from(x) * f64::from(x);
-        }
-        let mut half = SUMS / 2;
-        while half > 0 {
-            for i in 0..half {
-                sums[i] += sums[i + half];
-            }
-            half /= 2;
-        }
-        let factor = (1.0 / (sums[0] / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
+        // A square is exact in f64, so fusing it with the addition would change nothing.
+        let squares = sum_of(x, |x| x * x);
+        let factor = (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
         match weight {
             Some(weight) => {
                 for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
