@@ -5,7 +5,7 @@
 //! stop string; log-probabilities of raw logits; and the counter-based random numbers they use.
 //!
 //! What it is not: it knows no tokenizer (DRY breakers and biases are token ids), no model and no
-//! thread. Diffusion schedules and solvers will live in this crate too, in files of their own.
+//! thread. Samplers of diffusion models are in [`diffusion`].
 //!
 //! The three types to know:
 //! - [`SamplerParams`], plain data: what to do, in which order, with which seed;
@@ -27,6 +27,8 @@
 //! # }
 //! ```
 #![forbid(unsafe_code)]
+
+pub mod diffusion;
 
 mod candidates;
 mod dry;
