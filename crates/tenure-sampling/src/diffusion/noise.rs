@@ -72,6 +72,19 @@ impl Noise {
         Ok(())
     }
 
+    /// The same streams where they stand, for images of another size.
+    ///
+    /// # Errors
+    /// [`SamplingError::BadDiffusion`] for images of nothing.
+    pub fn resized(mut self, elements: usize) -> Result<Self, SamplingError> {
+        if elements == 0 || elements.checked_mul(self.streams.len()).is_none() {
+            return Err(SamplingError::BadDiffusion { field: "numbers of an image", value: elements as f64 });
+        }
+        self.elements = elements;
+        self.trees.clear();
+        Ok(self)
+    }
+
     /// Back to the first number.
     pub fn reset(&mut self) {
         for (stream, &seed) in self.streams.iter_mut().zip(&self.seeds) {
