@@ -1,4 +1,4 @@
-//! Token sampling: an explicit chain of stages over logits.
+//! Sampling: an explicit chain of stages over logits, and the samplers of diffusion models.
 //!
 //! What it is: the arithmetic between a row of logits and one token id, with the stages, their
 //! order and their default values people know from llama.cpp; the matcher that ends a text at a

@@ -55,12 +55,13 @@ fn method(case: &Value) -> Method {
     };
     match text(case, "method", "euler") {
         "euler" => Method::Euler,
-        "euler_a" => Method::EulerAncestral { eta: 1.0 },
+        "euler_a" => Method::EulerAncestral { eta: case["eta"].as_f64().unwrap_or(1.0) },
         "heun" => Method::Heun,
         "dpmpp_2m" => {
             let flow = if case["flow"] == "log_snr" { FlowForm::LogSnr } else { FlowForm::LogSigma };
             Method::Dpmpp2m { options, flow }
         }
+        "dpmpp_2m_sde" if case["noise"] == "brownian" => Method::Dpmpp2mSde { options, noise: SdeNoise::BrownianTree },
         "dpmpp_2m_sde" => Method::Dpmpp2mSde { options, noise: SdeNoise::Independent },
         "dpmpp_sde" if case["noise"] == "brownian" => Method::DPMPP_SDE,
         "dpmpp_sde" => Method::DpmppSde { noise: SdeNoise::Independent },

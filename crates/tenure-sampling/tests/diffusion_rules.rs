@@ -234,6 +234,7 @@ fn absurd_settings_are_refused_with_the_numbers() {
     assert_eq!(make(&epsilon(), Method::Euler, &rule(SigmaRule::Sigmas(vec![1.0, -2.0]))), bad("sigma", -2.0));
     assert_eq!(make(&epsilon(), Method::Euler, &rule(SigmaRule::Timesteps(vec![1000.0]))), bad("timestep", 1000.0));
     assert_eq!(make(&flow(), Method::Euler, &rule(SigmaRule::Sigmas(vec![1.5, 0.0]))), bad("sigma", 1.5));
+    assert_eq!(make(&epsilon(), Method::Euler, &rule(SigmaRule::Sigmas(vec![1.0, 0.0, 0.0]))), bad("sigma", 0.0));
     let unsorted = SamplingError::UnsortedSigmas { index: 2, previous: 1.0, sigma: 1.5 };
     assert_eq!(make(&epsilon(), Method::Euler, &rule(SigmaRule::Sigmas(vec![2.0, 1.0, 1.5, 0.0]))), unsorted);
     for nan in [f32::NAN, f32::INFINITY] {

@@ -14,8 +14,9 @@ const DEPTH: usize = 44;
 /// One image's Brownian path over an interval of sigmas.
 #[derive(Debug, Clone)]
 pub struct BrownianTree {
-    kind: NoiseKind,
     seed: u64,
+    /// Seeded anew for each node.
+    stream: Stream,
     range: (f64, f64),
     /// The increment over the whole interval, then over the node in hand of each depth.
     increments: Vec<Vec<f32>>,
@@ -44,10 +45,11 @@ impl BrownianTree {
         if elements == 0 {
             return Err(SamplingError::BadDiffusion { field: "numbers of an image", value: 0.0 });
         }
-        let mut tree =
-            BrownianTree { kind, seed, range, increments: vec![vec![0.0; elements]], normals: vec![0.0; elements] };
         let [root, ..] = seed_words(seed, None);
-        Stream::new(kind, u64::from(root)).fill(&mut tree.normals);
+        let stream = Stream::new(kind, u64::from(root));
+        let (increments, normals) = (vec![vec![0.0; elements]], vec![0.0; elements]);
+        let mut tree = BrownianTree { seed, stream, range, increments, normals };
+        tree.stream.fill(&mut tree.normals);
         let scale = (range.1 - range.0).sqrt() as f32;
         if let Some(whole) = tree.increments.first_mut() {
             for (w, normal) in whole.iter_mut().zip(&tree.normals) {
@@ -130,7 +132,8 @@ impl BrownianTree {
     /// The increment over a node's left half, by the bridge between its ends, into the next depth.
     fn split(&mut self, node: Node, middle: f64) {
         let [seed, ..] = seed_words(self.seed, Some((node.key, node.depth as u64)));
-        Stream::new(self.kind, u64::from(seed)).fill(&mut self.normals);
+        self.stream.reseed(u64::from(seed));
+        self.stream.fill(&mut self.normals);
         if self.increments.len() <= node.depth + 1 {
             self.increments.push(vec![0.0; self.normals.len()]);
         }

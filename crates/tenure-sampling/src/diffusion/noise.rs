@@ -88,7 +88,7 @@ impl Noise {
     /// Back to the first number.
     pub fn reset(&mut self) {
         for (stream, &seed) in self.streams.iter_mut().zip(&self.seeds) {
-            *stream = Stream::new(self.kind, seed);
+            stream.reseed(seed);
         }
     }
 
@@ -133,6 +133,15 @@ impl Stream {
             NoiseKind::TorchCpu => Stream::TorchCpu(Box::new(TorchCpu::new(seed))),
             NoiseKind::TorchCuda { resident_threads } => Stream::TorchCuda(TorchCuda::new(seed, resident_threads)),
             NoiseKind::Philox => Stream::Philox { philox: Philox::new(seed, 0), next: 0 },
+        }
+    }
+
+    /// The same kind's numbers of another seed, from the first.
+    pub(crate) fn reseed(&mut self, seed: u64) {
+        match self {
+            Stream::TorchCpu(generator) => **generator = TorchCpu::new(seed),
+            Stream::TorchCuda(generator) => generator.reseed(seed),
+            Stream::Philox { philox, next } => (*philox, *next) = (Philox::new(seed, 0), 0),
         }
     }
 

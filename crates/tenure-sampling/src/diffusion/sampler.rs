@@ -7,7 +7,7 @@ use crate::error::SamplingError;
 
 /// A sampler over one batch of latents. It never calls the model: [`DiffusionSampler::evaluation`] says what to ask it,
 /// [`DiffusionSampler::advance`] takes its answer. Everything is allocated when it is built, but for the Brownian paths of
-/// [`SdeNoise::BrownianTree`], which grow in the first steps.
+/// [`SdeNoise::BrownianTree`], which grow in the first run.
 ///
 /// ```
 /// use tenure_sampling::diffusion::*;
@@ -202,8 +202,8 @@ impl DiffusionSampler {
         self.denoised.first().map_or(&[], Vec::as_slice)
     }
 
-    /// Takes the model's answer to [`DiffusionSampler::evaluation`] and moves the latents on. `output` is used up: see
-    /// [`crate::diffusion::Guidance::combine`] for what it is under guidance.
+    /// Takes the model's answer to [`DiffusionSampler::evaluation`] and moves the latents on; under guidance, what
+    /// [`crate::diffusion::Guidance::combine`] has made of its answers.
     ///
     /// # Errors
     /// [`SamplingError::NoStepLeft`], [`SamplingError::LatentLength`], [`SamplingError::NonFiniteOutput`]: latents and

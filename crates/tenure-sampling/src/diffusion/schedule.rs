@@ -182,6 +182,10 @@ fn check_falling(points: &Points, process: &Process, method: Method) -> Result<(
     if matches!(process, Process::Flow(_)) && first > 1.0 {
         return Err(SamplingError::BadDiffusion { field: "sigma", value: first });
     }
+    // No step starts at the image: there would be nothing to divide by.
+    if let Some(&none) = points.sigmas.iter().find(|sigma| !(**sigma >= 1e-30)) {
+        return Err(SamplingError::BadDiffusion { field: "sigma", value: none });
+    }
     let mut previous = f64::INFINITY;
     for (index, &sigma) in points.sigmas.iter().chain([&points.last]).enumerate() {
         let stays = sigma == previous && may_stay && index == points.sigmas.len();

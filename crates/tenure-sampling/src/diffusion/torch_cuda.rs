@@ -25,6 +25,10 @@ impl TorchCuda {
         TorchCuda { seed, resident: resident as usize, offset: 0 }
     }
 
+    pub(crate) fn reseed(&mut self, seed: u64) {
+        (self.seed, self.offset) = (seed, 0);
+    }
+
     /// `torch.randn(out.len(), device="cuda", generator=self)`.
     pub(crate) fn fill(&mut self, out: &mut [f32]) {
         let blocks = out.len().div_ceil(BLOCK).min((self.resident / BLOCK).max(1)).max(1);
