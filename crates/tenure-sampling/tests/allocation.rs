@@ -4,7 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use tenure_sampling::diffusion::{
-    BetaSchedule, DiffusionSampler, Guidance, Method, Noise, NoiseKind, NoiseSchedule, Prediction, Process, ScheduleSettings,
+    BetaSchedule, DiffusionSampler, Guidance, Method, Noise, NoiseKind, NoiseSchedule, Prediction, Process,
+    ScheduleSettings,
 };
 use tenure_sampling::{Mirostat, Sampler, SamplerParams, Stage, StopMatcher, top_logprobs};
 

@@ -87,7 +87,9 @@ fn a_perfect_model_gives_its_image_with_every_sampler() {
             if matches!(process, Process::Flow(_)) && !on_flow(method) {
                 continue;
             }
-            for rule in [SigmaRule::Spaced, SigmaRule::KARRAS, SigmaRule::BETA, SigmaRule::SgmUniform, SigmaRule::Simple] {
+            for rule in
+                [SigmaRule::Spaced, SigmaRule::KARRAS, SigmaRule::BETA, SigmaRule::SgmUniform, SigmaRule::Simple]
+            {
                 let name = format!("{method:?} {rule:?}");
                 let settings = ScheduleSettings { rule, ..steps(9) };
                 let mut sampler = DiffusionSampler::new(&process, method, &settings, 48).unwrap();
@@ -166,7 +168,10 @@ fn an_image_is_changed_from_the_step_that_its_strength_says() {
     }
     for strength in [0.0, -0.5, 1.01, f64::NAN, f64::INFINITY, 0.1] {
         let refused = sampler(&epsilon(), 5).first_step(strength);
-        assert!(matches!(refused, Err(SamplingError::BadDiffusion { field: "strength", .. })), "{strength}: {refused:?}");
+        assert!(
+            matches!(refused, Err(SamplingError::BadDiffusion { field: "strength", .. })),
+            "{strength}: {refused:?}"
+        );
     }
     let mut sampler = sampler(&epsilon(), 5);
     assert_eq!(sampler.begin(5), Err(SamplingError::NoStepLeft { steps: 5 }));
@@ -290,12 +295,8 @@ fn a_faulty_answer_changes_nothing() {
 
 #[test]
 fn guidance_combines_one_to_three_answers() {
-    let guidance = Guidance {
-        scale: 4.0,
-        skip_layers: Some(SkipLayers::sd35_medium()),
-        interval: (0.0, 0.5),
-        ..Guidance::OFF
-    };
+    let guidance =
+        Guidance { scale: 4.0, skip_layers: Some(SkipLayers::sd35_medium()), interval: (0.0, 0.5), ..Guidance::OFF };
     guidance.check().unwrap();
     let on = |step| {
         let passes = guidance.passes(step, 50);
@@ -437,10 +438,11 @@ fn our_own_numbers_are_normal_and_unrelated() {
 
 fn any_method() -> impl Strategy<Value = Method> {
     let noise = prop_oneof![Just(SdeNoise::Independent), Just(SdeNoise::BrownianTree)];
-    let options = (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(heun, lower_order_final, euler_at_final)| {
-        let correction = if heun { DpmCorrection::Heun } else { DpmCorrection::Midpoint };
-        DpmOptions { correction, lower_order_final, euler_at_final }
-    });
+    let options =
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(heun, lower_order_final, euler_at_final)| {
+            let correction = if heun { DpmCorrection::Heun } else { DpmCorrection::Midpoint };
+            DpmOptions { correction, lower_order_final, euler_at_final }
+        });
     let flow = prop_oneof![Just(FlowForm::LogSigma), Just(FlowForm::LogSnr)];
     let variant = prop_oneof![Just(UniPcVariant::Bh1), Just(UniPcVariant::Bh2)];
     prop_oneof![

@@ -2,19 +2,11 @@
 
 use crate::diffusion::one_step::ancestral;
 use crate::diffusion::sampler::combine;
-use crate::diffusion::{
-    DiffusionSampler, DpmCorrection, DpmOptions, FlowForm, Noise, Process, ScheduleStep, SdeNoise,
-};
+use crate::diffusion::{DiffusionSampler, DpmCorrection, DpmOptions, FlowForm, Noise, Process, ScheduleStep, SdeNoise};
 use crate::error::SamplingError;
 
 impl DiffusionSampler {
-    pub(crate) fn dpmpp_2m(
-        &mut self,
-        step: &ScheduleStep,
-        options: DpmOptions,
-        flow: FlowForm,
-        x: &mut [f32],
-    ) -> bool {
+    pub(crate) fn dpmpp_2m(&mut self, step: &ScheduleStep, options: DpmOptions, flow: FlowForm, x: &mut [f32]) -> bool {
         let by_sigma = matches!(self.process, Process::Flow(_)) && flow == FlowForm::LogSigma;
         let length = |step: &ScheduleStep| {
             if by_sigma { (step.from.noise / step.to.noise).ln() } else { step.to.lambda() - step.from.lambda() }

@@ -27,20 +27,19 @@ impl FlowSchedule {
     /// models; 2..=100000).
     ///
     /// # Errors
-    /// [`SamplingError::BadDiffusion`] for a shift that is not positive, or a mu beyond 20.
+    /// [`SamplingError::BadDiffusion`] for a shift outside 10^-6..=10^6, or a mu beyond 20.
     pub fn new(shift: FlowShift, train_timesteps: usize) -> Result<Self, SamplingError> {
         if !(2..=100_000).contains(&train_timesteps) {
             return Err(SamplingError::BadDiffusion { field: "train_timesteps", value: train_timesteps as f64 });
         }
-        match shift {
-            FlowShift::Static(shift) if !(shift > 0.0 && shift <= 1e6) => {
-                Err(SamplingError::BadDiffusion { field: "shift", value: shift })
-            }
-            FlowShift::Dynamic { mu } if !(mu.abs() <= 20.0) => {
-                Err(SamplingError::BadDiffusion { field: "mu", value: mu })
-            }
-            FlowShift::Static(_) | FlowShift::Dynamic { .. } => Ok(FlowSchedule { shift, train_timesteps }),
+        let (field, value, range) = match shift {
+            FlowShift::Static(shift) => ("shift", shift, 1e-6..=1e6),
+            FlowShift::Dynamic { mu } => ("mu", mu, -20.0..=20.0),
+        };
+        if !range.contains(&value) {
+            return Err(SamplingError::BadDiffusion { field, value });
         }
+        Ok(FlowSchedule { shift, train_timesteps })
     }
 
     /// The shift.

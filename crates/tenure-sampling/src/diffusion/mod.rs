@@ -41,6 +41,4 @@ pub use preset::{Advice, LightningSteps, Preset, Variant};
 pub use process::{NoiseLevel, Prediction, Process};
 pub use region::{add_noise, keep_region};
 pub use sampler::{DiffusionSampler, Evaluation, Progress};
-pub use schedule::{
-    AlignYourSteps, FinalSigma, ScheduleSettings, ScheduleStep, SigmaRule, Spacing, schedule,
-};
+pub use schedule::{AlignYourSteps, FinalSigma, ScheduleSettings, ScheduleStep, SigmaRule, Spacing, schedule};

@@ -50,7 +50,8 @@ impl DiffusionSampler {
         }
         let half = 0.5 * (to - from);
         if let [second, first] = self.denoised.as_slice() {
-            let terms: [(f64, &[f32]); 3] = [(1.0 + half / from, &self.saved), (-half / from, first), (-half / to, second)];
+            let terms: [(f64, &[f32]); 3] =
+                [(1.0 + half / from, &self.saved), (-half / from, first), (-half / to, second)];
             combine(x, half / to, &terms);
         }
         true

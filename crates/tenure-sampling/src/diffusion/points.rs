@@ -2,8 +2,7 @@
 
 use crate::diffusion::beta_quantile::beta_quantile;
 use crate::diffusion::{
-    AlignYourSteps, FinalSigma, FlowForm, FlowSchedule, Method, NoiseSchedule, ScheduleSettings,
-    SigmaRule, Spacing,
+    AlignYourSteps, FinalSigma, FlowForm, FlowSchedule, Method, NoiseSchedule, ScheduleSettings, SigmaRule, Spacing,
 };
 use crate::error::SamplingError;
 
@@ -97,15 +96,17 @@ pub(crate) fn discrete(
             if let Some(&high) = list.iter().find(|timestep| **timestep > (train - 1) as f32) {
                 return Err(SamplingError::BadDiffusion { field: "timestep", value: f64::from(high) });
             }
-            by_timestep(list.iter().map(|&timestep| f64::from(timestep)).collect())
+            let whole = |timestep: f64| if grid == Grid::Multistep { timestep.trunc() } else { timestep };
+            by_timestep(list.iter().map(|&timestep| whole(f64::from(timestep))).collect())
         }
     };
     if grid == Grid::Multistep {
         for timestep in &mut timesteps {
             *timestep = match settings.rule {
                 SigmaRule::Karras { .. } => timestep.round_ties_even(),
-                SigmaRule::Exponential | SigmaRule::Beta { .. } | SigmaRule::Timesteps(_) => timestep.trunc(),
+                SigmaRule::Exponential | SigmaRule::Beta { .. } => timestep.trunc(),
                 SigmaRule::Spaced
+                | SigmaRule::Timesteps(_)
                 | SigmaRule::SgmUniform
                 | SigmaRule::Simple
                 | SigmaRule::AlignYourSteps(_)
@@ -117,11 +118,7 @@ pub(crate) fn discrete(
 }
 
 /// The points of a flow model.
-pub(crate) fn flow(
-    flow: &FlowSchedule,
-    method: Method,
-    settings: &ScheduleSettings,
-) -> Result<Points, SamplingError> {
+pub(crate) fn flow(flow: &FlowSchedule, method: Method, settings: &ScheduleSettings) -> Result<Points, SamplingError> {
     let (n, train) = (settings.steps, flow.train_timesteps());
     if !matches!(settings.rule, SigmaRule::Sigmas(_) | SigmaRule::Timesteps(_)) {
         check_steps(n, train)?;
@@ -208,6 +205,7 @@ fn spaced(grid: Grid, settings: &ScheduleSettings, train: usize) -> Result<Vec<f
     };
     Ok(match (settings.spacing, grid) {
         (Spacing::Trailing, _) => {
+            // Diffusers' own list has one more for a few n (61, 103, ...), at timestep -1: a rounding of its length.
             let stride = (train as f64 - train as f64 / n as f64) - train as f64;
             (0..n).map(|i| (train as f64 + i as f64 * stride).round_ties_even() - 1.0).collect()
         }

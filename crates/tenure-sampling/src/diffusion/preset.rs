@@ -67,9 +67,7 @@ impl Variant {
         let has = |word: &str| name.contains(word);
         match self {
             Variant::Sdxl if has("lightning") => {
-                let steps = |n: char| {
-                    ["step", "-step", "_step", " step"].iter().any(|word| has(&format!("{n}{word}")))
-                };
+                let steps = |n: char| ["step", "-step", "_step", " step"].iter().any(|word| has(&format!("{n}{word}")));
                 Variant::SdxlLightning(match (steps('2'), steps('8')) {
                     (true, _) => LightningSteps::Two,
                     (false, true) => LightningSteps::Eight,

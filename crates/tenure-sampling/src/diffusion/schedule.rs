@@ -183,7 +183,7 @@ fn check_falling(points: &Points, process: &Process, method: Method) -> Result<(
         return Err(SamplingError::BadDiffusion { field: "sigma", value: first });
     }
     // No step starts at the image: there would be nothing to divide by.
-    if let Some(&none) = points.sigmas.iter().find(|sigma| !(**sigma >= 1e-30)) {
+    if let Some(&none) = points.sigmas.iter().find(|sigma| !(1e-30..).contains(*sigma)) {
         return Err(SamplingError::BadDiffusion { field: "sigma", value: none });
     }
     let mut previous = f64::INFINITY;
