@@ -17,6 +17,7 @@ mod dpm;
 mod flow;
 mod guidance;
 mod method;
+mod names;
 mod noise;
 mod noise_schedule;
 mod one_step;

@@ -20,7 +20,7 @@ pub enum NoiseKind {
         /// all devices; `u32::MAX` takes that for granted, as A1111's "NV" source does.
         resident_threads: u32,
     },
-    /// Our own: every number a function of seed and place alone, at a quarter of the cost.
+    /// Our own: every number a function of seed and place alone, and none of the random bits thrown away.
     Philox,
 }
 
@@ -35,7 +35,8 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// Streams for `seeds.len()` images of `elements` numbers each. An image's numbers depend on its own seed alone.
+    /// Streams for `seeds.len()` images of `elements` numbers each. An image's numbers depend on its own seed alone. One
+    /// seed for a batch drawn at once, as diffusers does with a single generator, is one "image" of the whole batch.
     ///
     /// # Errors
     /// [`SamplingError::BadDiffusion`] for no image, or images of nothing.
