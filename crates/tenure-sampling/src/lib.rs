@@ -1,11 +1,11 @@
-//! Token sampling: an explicit chain of stages over logits.
+//! Sampling: an explicit chain of stages over logits, and the samplers of diffusion models.
 //!
 //! What it is: the arithmetic between a row of logits and one token id, with the stages, their
 //! order and their default values people know from llama.cpp; the matcher that ends a text at a
 //! stop string; log-probabilities of raw logits; and the counter-based random numbers they use.
 //!
 //! What it is not: it knows no tokenizer (DRY breakers and biases are token ids), no model and no
-//! thread. Diffusion schedules and solvers will live in this crate too, in files of their own.
+//! thread. Samplers of diffusion models are in [`diffusion`].
 //!
 //! The three types to know:
 //! - [`SamplerParams`], plain data: what to do, in which order, with which seed;
@@ -27,6 +27,8 @@
 //! # }
 //! ```
 #![forbid(unsafe_code)]
+
+pub mod diffusion;
 
 mod candidates;
 mod dry;
