@@ -9,18 +9,16 @@
 
 #define STEP_WORDS
 #define PUSH uint head_dim; uint heads; uint first_head; uint head_count; uint blocks; uint pos_words; uint group; \
-    float scale; uint window; float softcap; uint most_parts;
+    float scale; uint window; float softcap; uint most_parts; uint mode;
 #include "common.glsl"
 #include "kv.glsl"
 #include "reduce.glsl"
 #include "elements.glsl"
 #include "softmax.glsl"
 
-// Each row; or each that attention_rows leaves; or a part of the positions of each row, for attention_join.
-#define EACH_ROW 0u
+// What `mode` is: each row; or each that attention_rows leaves; or a part of the positions of each, for attention_join.
 #define LEFT_ROWS 1u
 #define PARTS 2u
-layout(constant_id = 2) const uint MODE = EACH_ROW;
 
 shared float query[WORDS * PER_WORD];
 shared float weights[LANES];
@@ -44,13 +42,13 @@ void main() {
     uint row = gl_WorkGroupID.y;
     uint lane = gl_LocalInvocationID.x;
     uint rows = row_count();
-    if (row >= rows || (MODE == LEFT_ROWS && is_shared(row / ROWS * ROWS, rows))) {
+    if (row >= rows || (mode == LEFT_ROWS && is_shared(row / ROWS * ROWS, rows))) {
         return;
     }
     uint table = step_table(first_row + row);
     uint end = step_position(first_row + row) + 1u;
     uint start = first_attended(end - 1u);
-    if (MODE == PARTS) {
+    if (mode == PARTS) {
         uint units = units_of_part(units_of(start, end));
         uint first = start / LANES + gl_WorkGroupID.z * units;
         if (first * LANES >= end) {
@@ -120,7 +118,7 @@ void main() {
     total = sum_of_all(total);
     float factor = total == 0.0 ? 0.0 : 1.0 / total;
     uint to = base[2] + at;
-    if (MODE == PARTS) {
+    if (mode == PARTS) {
         factor = 1.0;
         to = base[2] + part_at(gl_WorkGroupID.x, row, head_count * group, gl_WorkGroupID.z);
         if (lane == 0u) {

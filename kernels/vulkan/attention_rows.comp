@@ -9,7 +9,7 @@
 
 #define STEP_WORDS
 #define PUSH uint head_dim; uint heads; uint first_head; uint head_count; uint blocks; uint pos_words; uint group; \
-    float scale; uint window; float softcap; uint most_parts;
+    float scale; uint window; float softcap; uint most_parts; uint mode;
 #include "common.glsl"
 #include "kv.glsl"
 #include "elements.glsl"

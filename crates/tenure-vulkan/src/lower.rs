@@ -16,7 +16,7 @@ use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 pub(crate) struct Dispatch {
     pub(crate) kernel: Kernel,
     /// Specialisation constants.
-    pub(crate) constants: [u32; 3],
+    pub(crate) constants: [u32; 2],
     /// Which recordings it is in.
     pub(crate) when: When,
     /// What is behind each binding.
@@ -24,10 +24,22 @@ pub(crate) struct Dispatch {
     /// The kernel's own push constants.
     pub(crate) words: Vec<u32>,
     pub(crate) grid: Grid,
+    /// Which of its rows it computes.
+    pub(crate) share: Share,
     /// How the positions of its rows are divided, each part a workgroup.
     pub(crate) parts: Option<Parts>,
     /// Multiplications for each row.
     pub(crate) work: u64,
+}
+
+/// Which rows a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All.
+    All,
+    /// Those that are computed together, and those that are not.
+    Together,
+    Left,
 }
 
 /// Which recordings a dispatch is in, by the rows of their steps.
@@ -294,24 +306,25 @@ impl Lowering<'_> {
         for part in self.heads(layer)? {
             let (first, count) = (part.first * group, part.count * group);
             let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
-            let words = words.iter().map(|&word| word as u32).chain(scoring).chain([most_parts]);
+            let words = words.iter().map(|&word| word as u32).chain(scoring);
             let words: Vec<u32> = words.collect();
             let (constants, work) = ([self.kv_format(), head_dim as u32], 2 * count * head_dim * context);
             self.by_rows(&[q, out], |me, run| {
-                let operands = vec![me.read(q, run), (part.region, Access::Read), me.write(out, run)];
-                let mut attend = |kernel, mode, when, to, parts| {
+                let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
+                let mut attend = |kernel, mode, share, when, to, parts| {
                     let operands = vec![operands[0], operands[1], to];
-                    let dispatch = me.push(kernel, constants, operands, words.clone(), count, run, work);
-                    (dispatch.constants[2], dispatch.when, dispatch.parts) = (mode, when, parts);
+                    let words = words.iter().copied().chain([most_parts, mode]).collect();
+                    let dispatch = me.push(kernel, constants, operands, words, count, run, work);
+                    (dispatch.share, dispatch.when, dispatch.parts) = (share, when, parts);
                 };
                 let when = When { short: true, long: parts.is_none(), many: !together };
-                attend(Kernel::Attention, EACH_ROW, when, operands[2], None);
+                attend(Kernel::Attention, EACH_ROW, Share::All, when, operands[2], None);
                 if together {
-                    attend(Kernel::AttentionRows, EACH_ROW, When::MANY, operands[2], None);
-                    attend(Kernel::Attention, LEFT_ROWS, When::MANY, operands[2], None);
+                    attend(Kernel::AttentionRows, EACH_ROW, Share::Together, When::MANY, operands[2], None);
+                    attend(Kernel::Attention, LEFT_ROWS, Share::Left, When::MANY, operands[2], None);
                 }
                 if parts.is_some() {
-                    attend(Kernel::Attention, PARTS, When::LONG, (scratch, Access::Write), parts);
+                    attend(Kernel::Attention, PARTS, Share::All, When::LONG, (scratch, Access::Write), parts);
                     let joined = vec![(scratch, Access::Read), operands[2]];
                     let words = [heads as u32, first as u32, count as u32, scoring[1], most_parts].to_vec();
                     me.push(Kernel::AttentionJoin, constants, joined, words, count, run, 0).when = When::LONG;
@@ -427,8 +440,8 @@ impl Lowering<'_> {
         debug_assert!(operands.len() == kernel.bindings() && operands.len() <= MOST_BINDINGS);
         debug_assert!(COMMON_WORDS + words.len() <= PUSH_WORDS);
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };
-        let constants = [constants[0], constants[1], 0];
-        let dispatch = Dispatch { kernel, constants, when: When::ALWAYS, operands, words, grid, parts: None, work };
+        let (when, share) = (When::ALWAYS, Share::All);
+        let dispatch = Dispatch { kernel, constants, when, operands, words, grid, share, parts: None, work };
         self.dispatches.push_mut(dispatch)
     }
 
@@ -524,18 +537,16 @@ impl Dispatch {
 
     /// Workgroups for a step with so many rows of its kind, where the step's rows are `placed`.
     pub(crate) fn groups(&self, many: Many, rows: usize, placed: Placed<'_>) -> [u32; 3] {
-        let kernel = self.kernel_for(many);
-        let mut groups = self.grid.groups(kernel.tile(), rows);
+        let mut groups = self.grid.groups(self.kernel_for(many).tile(), rows);
         let those = |all: usize| {
-            (self.grid.first as usize).min(all)..(self.grid.first + self.grid.most).min(all as u64) as usize
+            let first = (self.grid.first as usize).min(all);
+            first..first + (self.grid.most as usize).min(all - first)
         };
-        let (shared, left) = match (kernel, self.constants[2]) {
-            (Kernel::AttentionRows, _) | (Kernel::Attention, LEFT_ROWS) => {
-                shared_and_left(&placed.tables[those(placed.tables.len())])
-            }
-            _ => (true, true),
+        let (together, left) = match self.share {
+            Share::All => (true, true),
+            Share::Together | Share::Left => shared_and_left(&placed.tables[those(placed.tables.len())]),
         };
-        if !(if kernel == Kernel::AttentionRows { shared } else { left }) {
+        if (self.share == Share::Together && !together) || (self.share == Share::Left && !left) {
             groups[1] = 0;
         }
         if let Some(parts) = self.parts {

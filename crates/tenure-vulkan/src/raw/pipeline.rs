@@ -16,12 +16,9 @@ pub(crate) struct Pipelines {
     step: [vk::DescriptorSetLayout; 2],
     /// Sets of 1, 2, … buffers.
     operands: [vk::DescriptorSetLayout; MOST_BINDINGS],
-    made: Mutex<HashMap<(Kernel, Constants), Pipeline>>,
+    made: Mutex<HashMap<(Kernel, [u32; 2]), Pipeline>>,
     layouts: Mutex<HashMap<(bool, usize), vk::PipelineLayout>>,
 }
-
-/// Specialisation constants, by their id.
-type Constants = [u32; 3];
 
 /// A kernel ready to run.
 #[derive(Clone, Copy)]
@@ -59,7 +56,7 @@ impl Pipelines {
     }
 
     /// A kernel with its constants, made if need be.
-    pub(crate) fn pipeline(&self, kernel: Kernel, constants: Constants) -> Result<Pipeline, GpuError> {
+    pub(crate) fn pipeline(&self, kernel: Kernel, constants: [u32; 2]) -> Result<Pipeline, GpuError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&pipeline) = made.get(&(kernel, constants)) {
             return Ok(pipeline);
@@ -89,11 +86,11 @@ impl Pipelines {
         Ok(layout)
     }
 
-    fn make(&self, kernel: Kernel, constants: Constants, layout: vk::PipelineLayout) -> Result<vk::Pipeline, GpuError> {
+    fn make(&self, kernel: Kernel, constants: [u32; 2], layout: vk::PipelineLayout) -> Result<vk::Pipeline, GpuError> {
         let device = &self.gpu.raw;
         let unreadable = |_| GpuError { call: "vkCreateShaderModule", result: vk::Result::ERROR_INVALID_SHADER_NV };
         let code = ash::util::read_spv(&mut Cursor::new(kernel.code(self.gpu.kernels))).map_err(unreadable)?;
-        let entries = [0u32, 1, 2].map(|id| vk::SpecializationMapEntry { constant_id: id, offset: id * 4, size: 4 });
+        let entries = [0u32, 1].map(|id| vk::SpecializationMapEntry { constant_id: id, offset: id * 4, size: 4 });
         let bytes: Vec<u8> = constants.iter().flat_map(|constant| constant.to_ne_bytes()).collect();
         let constants = vk::SpecializationInfo::default().map_entries(&entries).data(&bytes);
         // SAFETY: the device and the layout are alive; the code is the project's own, compiled and validated; what the
