@@ -6,8 +6,8 @@
 
 use tenure_graph::{KvLayerId, Op, Plan};
 
+use crate::kinds::FEW;
 use crate::layout::WORD;
-use crate::lower::FEW;
 
 /// How the positions of a row are divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

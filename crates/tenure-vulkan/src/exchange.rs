@@ -3,8 +3,9 @@
 use tenure_device::StepInputs;
 use tenure_graph::Plan;
 
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, Many, Placed, ropes, turns_bytes};
+use crate::lower::{Dispatch, ropes, turns_bytes};
 use crate::raw::device::MOST_ALIGN;
 
 /// Parameter slots: while the device reads one, the host may write the other.

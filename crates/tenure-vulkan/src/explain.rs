@@ -8,8 +8,9 @@ use tenure_graph::{KvType, Plan, Rows};
 use crate::backend::Vulkan;
 use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, Many, Placed, lower, pieces};
+use crate::lower::{Dispatch, lower, pieces};
 
 /// The commands of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

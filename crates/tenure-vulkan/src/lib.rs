@@ -22,6 +22,7 @@ mod exchange;
 mod explain;
 mod hazard;
 mod kernel;
+mod kinds;
 mod lane;
 mod layout;
 mod lower;

@@ -9,6 +9,7 @@ use tenure_tensor::{ByteSize, DType};
 use crate::attention::{Parts, part_bytes, shared_and_left};
 use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
+use crate::kinds::{FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 
 /// One run of a kernel.
@@ -42,23 +43,6 @@ pub(crate) enum Share {
     Left,
 }
 
-/// Which recordings a dispatch is in, by the rows of their steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct When {
-    /// Few rows, none of which is divided.
-    pub(crate) short: bool,
-    /// Few rows, one of which is.
-    pub(crate) long: bool,
-    /// Many rows.
-    pub(crate) many: bool,
-}
-
-impl When {
-    const ALWAYS: When = When { short: true, long: true, many: true };
-    const LONG: When = When { short: false, long: true, many: false };
-    const MANY: When = When { short: false, long: false, many: true };
-}
-
 /// How much a dispatch covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
@@ -74,8 +58,6 @@ pub(crate) struct Grid {
 
 /// Multiplications of one submission: below what a slow device does before its driver loses patience.
 const PIECE: u64 = 30_000_000_000;
-/// Up to so many rows, products are computed by the kernel for few.
-pub(crate) const FEW: usize = 8;
 
 /// What bounds a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -596,66 +578,6 @@ impl Grid {
     pub(crate) fn groups(self, tile: Tile, rows: usize) -> [u32; 3] {
         let rows = (rows as u64).saturating_sub(self.first).min(self.most);
         [self.columns.div_ceil(u64::from(tile.columns)) as u32, rows.div_ceil(u64::from(tile.rows)) as u32, 1]
-    }
-}
-
-/// Where a step's rows are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Placed<'s> {
-    /// The table of each row.
-    pub(crate) tables: &'s [u32],
-    /// The position of each.
-    pub(crate) positions: &'s [u32],
-}
-
-/// Which steps a recording is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Many {
-    /// More than [`FEW`] rows of the step.
-    pub(crate) step: bool,
-    /// More than [`FEW`] outputs.
-    pub(crate) outs: bool,
-    /// A row of few that is divided.
-    pub(crate) long: bool,
-}
-
-impl Many {
-    /// The six kinds of recordings, by their place.
-    pub(crate) const ALL: [Many; 6] = [
-        Many { step: false, outs: false, long: false },
-        Many { step: true, outs: false, long: false },
-        Many { step: false, outs: false, long: true },
-        Many { step: false, outs: true, long: false },
-        Many { step: true, outs: true, long: false },
-        Many { step: false, outs: true, long: true },
-    ];
-
-    /// The kind for a step of the dispatches.
-    pub(crate) fn kind(dispatches: &[Dispatch], placed: Placed<'_>, outs: usize) -> Many {
-        let step = placed.positions.len() > FEW;
-        let divided = |parts: Parts| placed.positions.iter().any(|&position| parts.count(position) > 1);
-        let long = !step && dispatches.iter().filter_map(|dispatch| dispatch.parts).any(divided);
-        Many { step, outs: outs > FEW, long }
-    }
-
-    /// Its place in [`Many::ALL`].
-    pub(crate) const fn place(self) -> usize {
-        self.step as usize + 2 * self.long as usize + 3 * self.outs as usize
-    }
-
-    /// Whether steps of that shape, made of these dispatches, may be of this kind.
-    pub(crate) fn may_be(self, dispatches: &[Dispatch], shape: StepShape) -> bool {
-        (!self.step || shape.rows > FEW)
-            && (!self.outs || shape.outs > FEW)
-            && (!self.long || dispatches.iter().any(|dispatch| dispatch.parts.is_some()))
-    }
-
-    /// Whether there may be many of these.
-    pub(crate) const fn of(self, rows: Rows) -> bool {
-        match rows {
-            Rows::Step => self.step,
-            Rows::Out => self.outs,
-        }
     }
 }
 

@@ -9,8 +9,9 @@ use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
 use crate::hazard::{Hazards, Region};
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, Many, Placed, pieces};
+use crate::lower::{Dispatch, pieces};
 use crate::raw::buffer::Buffer;
 use crate::raw::command::{Commands, Recorded};
 use crate::raw::descriptor::{Bound, Sets};
