@@ -1,6 +1,6 @@
-//! Operations on Vulkan: every one, every format, every variant of the kernels, odd shapes. Memory begins as NaN, and the arena is NaN again before
-//! every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats where it is short, and
-//! elsewhere the CPU backend's portable kernels, which have such tests of their own.
+//! Operations on Vulkan: every one, every format, every variant of the kernels, odd shapes. Memory begins as NaN, and the
+//! arena is NaN again before every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats
+//! where it is short, and elsewhere the CPU backend's portable kernels, which have such tests of their own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
