@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenure_vulkan::{Caps, ValidationLog, Vulkan, VulkanError, VulkanOptions};
+use tenure_vulkan::{Caps, KernelSet, ValidationLog, Vulkan, VulkanError, VulkanOptions};
 
 /// An open device, and what the validation layer says about its use.
 pub struct Gpu {
@@ -12,7 +12,7 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// The first Vulkan device, watched over by the validation layer. On a machine without either, says so and gives
+    /// The first Vulkan device, watched over by the validation layer, with the fastest kernels that it and `caps` allow. On a machine without either, says so and gives
     /// `None`; a test calls it off then. Where the environment has `CI`, that is a failure: there the packages are
     /// installed, and a test that does not run proves nothing.
     ///
@@ -22,7 +22,12 @@ impl Gpu {
         let log = ValidationLog::new();
         let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
         match Vulkan::open(&options) {
-            Ok(backend) => Some(Gpu { backend: Arc::new(backend), log }),
+            Ok(backend) => {
+                let fastest = backend.info().features.kernels();
+                let expected = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { fastest };
+                assert_eq!(backend.kernels(), expected);
+                Some(Gpu { backend: Arc::new(backend), log })
+            }
             Err(
                 error @ (VulkanError::NoLoader { .. }
                 | VulkanError::NoDriver

@@ -1,6 +1,6 @@
-//! Operations on Vulkan: every one, every format, odd shapes. Memory begins as NaN, and the arena is NaN again before
-//! every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats where it is short, and
-//! elsewhere the CPU backend's portable kernels, which have such tests of their own.
+//! Operations on Vulkan: every one, every format, every variant of the kernels, odd shapes. Memory begins as NaN, and the
+//! arena is NaN again before every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats
+//! where it is short, and elsewhere the CPU backend's portable kernels, which have such tests of their own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -256,15 +256,22 @@ fn devices(binding: u64) -> [Caps; 2] {
     let lesser = Caps {
         no_timeline_semaphores: true,
         no_mapped_memory: true,
+        no_subgroup_arithmetic: false,
         binding: Some(ByteSize::new(binding)),
         allocation: None,
     };
     [Caps::default(), lesser]
 }
 
+/// The same, and with the plain kernels, for operations whose kernels have other variants.
+fn variants(binding: u64) -> [Caps; 3] {
+    let [whole, lesser] = devices(binding);
+    [whole, lesser, Caps { no_subgroup_arithmetic: true, ..whole }]
+}
+
 #[test]
 fn products_of_every_format() {
-    for caps in devices(8 << 10) {
+    for caps in variants(8 << 10) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(1);
         for dtype in computed() {
@@ -328,7 +335,7 @@ fn rows_of_tables_of_every_format() {
 
 #[test]
 fn norms_and_elementwise_operations() {
-    for caps in devices(8 << 10) {
+    for caps in variants(8 << 10) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(3);
         for (cols, group) in [(1, 1), (33, 33), (96, 32), (129, 43), (1026, 1026)] {
@@ -403,7 +410,7 @@ fn ropes_of_every_kind_at_every_position() {
 
 #[test]
 fn attention_over_several_sequences() {
-    for caps in devices(1 << 20) {
+    for caps in variants(1 << 20) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(5);
         for (heads, kv_heads, head_dim) in [(1, 1, 32), (6, 2, 64), (3, 3, 33), (4, 1, 96), (2, 1, 2), (2, 2, 256)] {
@@ -412,20 +419,8 @@ fn attention_over_several_sequences() {
                     continue;
                 }
                 for (window, softcap) in [(None, None), (Some(7), None), (Some(40), Some(5.0))] {
-                    let width = 48;
-                    let mut file = File::default();
-                    // What is cached is exact, so that both round it alike.
-                    file.put("table", DType::F16, Shape::from([VOCAB, width]), &mut random);
-                    for (name, n) in [("q", heads), ("k", kv_heads), ("v", kv_heads)] {
-                        file.pick(name, n * head_dim, width, &mut random);
-                    }
-                    let plan = plan(&file, shape(70), width, |g, x| {
-                        let layer = g.kv_layer(kv_heads, head_dim);
-                        let part = |name, n| g.matmul(x, g.matrix(name, n * head_dim, width), None);
-                        let (q, k, v) = (part("q", heads), part("k", kv_heads), part("v", kv_heads));
-                        g.kv_store(k, v, layer);
-                        g.attention(q, layer, heads, 0.1, window, softcap)
-                    });
+                    let heads_of = (heads, kv_heads, head_dim);
+                    let (file, plan) = attention(heads_of, shape(70), (window, softcap), &mut random);
                     let steps = [
                         Rows::run(3, 0).of(1),
                         Rows::run(65, 0).of(2),
@@ -437,6 +432,102 @@ fn attention_over_several_sequences() {
                     pair.agree(&what, plan, &file, kv, &steps, bound);
                 }
             }
+        }
+        pair.close();
+    }
+}
+
+/// A layer of attention.
+fn attention(
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    shape: StepShape,
+    (window, softcap): (Option<usize>, Option<f32>),
+    random: &mut Random,
+) -> (File, Plan) {
+    let width = 48;
+    let mut file = File::default();
+    // What is cached is exact, so that all round it alike.
+    file.put("table", DType::F16, Shape::from([VOCAB, width]), random);
+    for (name, n) in [("q", heads), ("k", kv_heads), ("v", kv_heads)] {
+        file.pick(name, n * head_dim, width, random);
+    }
+    let plan = plan(&file, shape, width, |g, x| {
+        let layer = g.kv_layer(kv_heads, head_dim);
+        let part = |name, n| g.matmul(x, g.matrix(name, n * head_dim, width), None);
+        let (q, k, v) = (part("q", heads), part("k", kv_heads), part("v", kv_heads));
+        g.kv_store(k, v, layer);
+        g.attention(q, layer, heads, 0.1, window, softcap)
+    });
+    (file, plan)
+}
+
+/// Steps that fill the cache of a table with `count` positions, `rows` at a time.
+fn filled(table: u32, count: usize, rows: usize) -> impl Iterator<Item = Rows> {
+    (0..count).step_by(rows).map(move |first| Rows::run(rows.min(count - first), first as u32).of(table))
+}
+
+/// Few rows that attend to so much that their positions are divided, and that is joined.
+#[test]
+fn attention_over_divided_positions() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let mut random = Random(11);
+        let shape = StepShape { rows: 64, outs: 64, context: 700 };
+        for (heads, head_dim, kv, window, bound) in [
+            ((3, 1), 32, KvType::F16, None, 2e-6),
+            ((2, 2), 33, KvType::F32, Some(300), 2e-6),
+            ((1, 1), 64, KvType::Q8_0, Some(520), 1e-4),
+        ] {
+            let (file, plan) = attention((heads.0, heads.1, head_dim), shape, (window, None), &mut random);
+            let mut steps: Vec<Rows> = filled(0, 690, 64).chain(filled(2, 320, 64)).collect();
+            steps.push(Rows::run(1, 690).and(Rows::run(2, 0).of(1)).and(Rows::run(5, 320).of(2)));
+            steps.push(Rows::run(3, 691));
+            pair.agree(&format!("{heads:?} x {head_dim} {kv:?} {window:?}"), plan, &file, kv, &steps, bound);
+        }
+        pair.close();
+    }
+}
+
+/// Many rows, some computed together and some row by row, by how many of a sequence there are side by side.
+#[test]
+fn attention_of_many_sequences_at_once() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let mut random = Random(12);
+        let shape = StepShape { rows: 40, outs: 40, context: 100 };
+        // Heads of 352 are too large to be computed together.
+        for (heads, kv_heads, head_dim) in [(3, 1, 32), (1, 1, 352)] {
+            let (file, plan) = attention((heads, kv_heads, head_dim), shape, (Some(20), None), &mut random);
+            let mut steps: Vec<Rows> = (0..3).flat_map(|table| filled(table, 40, 40)).collect();
+            let one = |at: u32| Rows::run(1, 40 + at / 3).of(at % 3);
+            let apart = |rows: std::ops::Range<u32>| rows.map(one).reduce(Rows::and).expect("some rows");
+            steps.push(apart(0..12));
+            steps.push(Rows::run(13, 44).and(apart(12 + 2..12 + 3)).and(Rows::run(9, 44).of(1)));
+            steps.push(Rows::run(16, 57).and(Rows::run(11, 45).of(2)));
+            pair.agree(&format!("{heads}/{kv_heads} x {head_dim}"), plan, &file, KvType::F16, &steps, 2e-6);
+        }
+        pair.close();
+    }
+}
+
+/// A row's bits do not depend on what else is computed in a step of few rows.
+#[test]
+fn attention_gives_the_same_bits_in_any_company() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let shape = StepShape { rows: 64, outs: 64, context: 700 };
+        let (file, plan) = attention((2, 1, 16), shape, (None, None), &mut Random(13));
+        let plan = Arc::new(plan);
+        let (long, short, other) = (Rows::run(1, 600), Rows::run(1, 20).of(1), Rows::run(3, 300).of(2));
+        let mut steps: Vec<Rows> = filled(0, 600, 64).chain(filled(1, 20, 64)).chain(filled(2, 300, 64)).collect();
+        let filled: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        // The same positions again and again, with the same keys and values.
+        steps.extend([long.clone(), short.clone(), other.clone()]);
+        steps.extend([other.clone().and(long.clone()), long.clone().and(short), long.and(other)]);
+        let results = pair.on_gpu(&plan, &file, KvType::F16, &steps);
+        let bits = |row: usize| results[filled + row].iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        for (alone, in_company) in [(0, 8), (1, 10), (4, 14), (0, 9), (2, 5)] {
+            assert_eq!(bits(alone), bits(in_company), "rows {alone} and {in_company}");
         }
         pair.close();
     }

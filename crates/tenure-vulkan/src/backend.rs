@@ -9,10 +9,11 @@ use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, SegmentK
 use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
+use crate::attention::scratch_bytes;
 use crate::devices::{DeviceInfo, DeviceSelector};
 use crate::error::VulkanError;
 use crate::exchange::Exchange;
-use crate::kernel::MOST_HEAD;
+use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
 use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
@@ -44,6 +45,8 @@ pub struct Caps {
     pub no_timeline_semaphores: bool,
     /// Device memory is out of the host's reach, as on most discrete devices.
     pub no_mapped_memory: bool,
+    /// Kernels are the plain ones: no arithmetic across subgroups.
+    pub no_subgroup_arithmetic: bool,
     /// The most bytes of weights, values or caches behind one binding.
     pub binding: Option<ByteSize>,
     /// The most bytes of one allocation.
@@ -101,6 +104,11 @@ impl Vulkan {
         &self.shared.gpu.info
     }
 
+    /// Which variants of the kernels it runs.
+    pub fn kernels(&self) -> KernelSet {
+        self.shared.gpu.kernels
+    }
+
     /// Bytes that may be used.
     pub fn budget(&self) -> ByteSize {
         self.budget
@@ -147,6 +155,7 @@ impl Shared {
             kv_blocks,
             arena: weights + 1,
             exchange: weights + 2,
+            scratch: weights + 3,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
             hidden: 0,
@@ -235,8 +244,8 @@ unsafe impl Backend for Vulkan {
         Ok(layout.block_bytes())
     }
 
-    fn scratch(&self, _plan: &Plan) -> ByteSize {
-        ByteSize::ZERO
+    fn scratch(&self, plan: &Plan) -> ByteSize {
+        ByteSize::new(scratch_bytes(plan, self.shared.bounds().window))
     }
 
     fn exchange(&self, plan: &Plan) -> ByteSize {

@@ -4,8 +4,9 @@
 use tenure_device::StepInputs;
 use tenure_graph::Plan;
 
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, Many, ropes, turns_bytes};
+use crate::lower::{Dispatch, ropes, turns_bytes};
 use crate::raw::device::MOST_ALIGN;
 
 /// Parameter slots: while the device reads one, the host may write the other.
@@ -124,9 +125,10 @@ impl Writer {
         let header = [rows as u32, outs as u32, table_len as u32, tokens, positions, tables, outputs, blocks];
         bounds[..header.len()].copy_from_slice(&header);
 
+        let placed = Placed { tables: step.tables, positions: step.positions };
         for (dispatch, counts) in dispatches.iter().zip(counts.as_chunks_mut().0) {
             let rows = step.rows().of(dispatch.grid.rows);
-            *counts = dispatch.grid.groups(dispatch.kernel_for(many).tile(), rows);
+            *counts = dispatch.groups(many, rows, placed);
         }
 
         inputs[places[0]..][..rows].copy_from_slice(step.tokens);
@@ -187,7 +189,7 @@ mod tests {
         };
         let mut writer = Writer::default();
         for _ in 0..2 {
-            writer.write(&exchange, &[], Many::kind(3, 1), &step, &mut slot);
+            writer.write(&exchange, &[], Many::ALL[0], &step, &mut slot);
             let [rows, outs, len, tokens, positions, tables, outputs, blocks] = std::array::from_fn(|at| slot[at]);
             assert_eq!((rows, outs, len), (3, 1, 3));
             let inputs = &slot[(exchange.inputs(0).0 / WORD) as usize..];

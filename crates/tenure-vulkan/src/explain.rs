@@ -8,7 +8,9 @@ use tenure_graph::{KvType, Plan, Rows};
 use crate::backend::Vulkan;
 use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
-use crate::lower::{Dispatch, Many, lower, pieces};
+use crate::kinds::{Many, Placed};
+use crate::layout::WORD;
+use crate::lower::{Dispatch, lower, pieces};
 
 /// The commands of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub struct Explanation {
 
 impl Vulkan {
     /// Counts what a step of `plan` with so many rows and outputs takes on this device, with a KV cache of `kv_blocks`
-    /// blocks.
+    /// blocks. The rows are the last of a sequence as long as the plan's context.
     ///
     /// # Errors
     /// [`DeviceError::TooLarge`] when something fits into no binding.
@@ -42,18 +44,24 @@ impl Vulkan {
         let sites = shared.nowhere(plan, kv, Some(kv_blocks));
         let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let align = shared.gpu.limits.align;
-        let many = Many::kind(rows, outs);
+        let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
+        let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };
+        let many = Many::kind(&dispatches, placed, outs);
         let pieces = pieces(&dispatches, plan.shape(), many);
         let mut explanation = Explanation { submissions: pieces.len(), ..Explanation::default() };
         for piece in pieces {
             let mut hazards = Hazards::default();
-            for dispatch in &dispatches[piece] {
+            for dispatch in dispatches[piece].iter().filter(|dispatch| dispatch.is_in(many)) {
                 explanation.barriers += usize::from(hazards.must_wait(dispatch.bound(align)));
                 let rows = match dispatch.grid.rows {
                     Rows::Step => rows,
                     Rows::Out => outs,
                 };
-                explanation.count(dispatch, many, rows);
+                let groups = dispatch.groups(many, rows, placed);
+                // What there is nothing to do for is recorded, but costs next to nothing.
+                if !groups.contains(&0) {
+                    explanation.count(dispatch, many, rows, groups);
+                }
             }
         }
         Ok(explanation)
@@ -61,16 +69,15 @@ impl Vulkan {
 }
 
 impl Explanation {
-    fn count(&mut self, dispatch: &Dispatch, many: Many, rows: usize) {
+    fn count(&mut self, dispatch: &Dispatch, many: Many, rows: usize, groups: [u32; 3]) {
         let kernel = dispatch.kernel_for(many);
         *self.dispatches.entry(kernel.name()).or_default() += 1;
-        let tiles = dispatch.grid.groups(kernel.tile(), rows)[1];
         let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
         for (at, (region, access)) in dispatch.operands.iter().enumerate() {
             match (kernel, at, access) {
                 // Read anew for each tile of rows.
                 (Kernel::MatVec | Kernel::MatMul, 1, Access::Read) => {
-                    self.weight_bytes += region.bytes * u64::from(tiles);
+                    self.weight_bytes += region.bytes * u64::from(groups[1]);
                 }
                 (Kernel::Embed, 0, _) => self.weight_bytes += rows * region.bytes / u64::from(dispatch.words[3]).max(1),
                 (Kernel::MatVec | Kernel::MatMul, 2, _) if dispatch.words[5] == 0 => {}
@@ -78,6 +85,12 @@ impl Explanation {
                     self.weight_bytes += region.bytes;
                 }
                 (Kernel::KvStore, 2, _) | (Kernel::Attention | Kernel::AttentionRows, 1, _) => {}
+                // Parts, which are written here and read where they are joined.
+                (Kernel::Attention, 2, _) if dispatch.parts.is_some() => {
+                    let parts = rows * dispatch.grid.columns * u64::from(groups[2]);
+                    self.value_bytes += 2 * parts * (u64::from(dispatch.constants[1]) + 2) * WORD;
+                }
+                (Kernel::AttentionJoin, 0, _) => {}
                 (_, _, _) => self.value_bytes += region.bytes / dispatch.grid.most.max(1) * rows,
             }
         }

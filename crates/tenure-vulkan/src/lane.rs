@@ -7,6 +7,7 @@ use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, Weig
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
+use crate::attention::scratch_bytes;
 use crate::backend::Shared;
 use crate::exchange::SLOTS;
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
@@ -182,6 +183,15 @@ impl Lane for VulkanLane {
         let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
         let lease = memory.exchange.as_ref().ok_or(missing)?;
         let exchange_buffer = self.buffer(lease.raw(), 0, exchange.bytes, "exchange")?;
+        let need = scratch_bytes(&plan, shared.bounds().window);
+        let scratch = match &memory.scratch {
+            _ if need == 0 => exchange_buffer.clone(),
+            Some(lease) => self.buffer(lease.raw(), 0, need, "scratch")?,
+            None => {
+                let (got, need) = (ByteSize::ZERO, ByteSize::new(need));
+                return Err(DeviceError::WrongMemory { what: "scratch", got, need });
+            }
+        };
         for slot in 0..SLOTS {
             let (bytes, most) = (exchange.inputs(slot).1, shared.gpu.limits.range);
             if bytes > most {
@@ -222,6 +232,7 @@ impl Lane for VulkanLane {
             kv_blocks: Some(kv_blocks),
             arena: buffers.place(arena),
             exchange: buffers.place(exchange_buffer.clone()),
+            scratch: buffers.place(scratch),
             turns: exchange.turns.clone(),
             magnitudes,
             hidden: exchange.hidden,

@@ -14,6 +14,7 @@
 //! }
 //! ```
 
+mod attention;
 mod backend;
 mod devices;
 mod error;
@@ -21,6 +22,7 @@ mod exchange;
 mod explain;
 mod hazard;
 mod kernel;
+mod kinds;
 mod lane;
 mod layout;
 mod lower;
@@ -31,4 +33,5 @@ pub use backend::{Caps, Vulkan, VulkanOptions};
 pub use devices::{DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
 pub use error::VulkanError;
 pub use explain::Explanation;
+pub use kernel::KernelSet;
 pub use raw::validation::ValidationLog;

@@ -6,8 +6,10 @@
 use tenure_graph::{KvLayerId, KvType, Op, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
 use tenure_tensor::{ByteSize, DType};
 
+use crate::attention::{Parts, part_bytes, shared_and_left};
 use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
+use crate::kinds::{FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 
 /// One run of a kernel.
@@ -16,13 +18,29 @@ pub(crate) struct Dispatch {
     pub(crate) kernel: Kernel,
     /// Specialisation constants.
     pub(crate) constants: [u32; 2],
+    /// Which recordings it is in.
+    pub(crate) when: When,
     /// What is behind each binding.
     pub(crate) operands: Vec<(Region, Access)>,
     /// The kernel's own push constants.
     pub(crate) words: Vec<u32>,
     pub(crate) grid: Grid,
+    /// Which of its rows it computes.
+    pub(crate) share: Share,
+    /// How the positions of its rows are divided, each part a workgroup.
+    pub(crate) parts: Option<Parts>,
     /// Multiplications for each row.
     pub(crate) work: u64,
+}
+
+/// Which rows a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All.
+    All,
+    /// Those that are computed together, and those that are not.
+    Together,
+    Left,
 }
 
 /// How much a dispatch covers.
@@ -40,8 +58,6 @@ pub(crate) struct Grid {
 
 /// Multiplications of one submission: below what a slow device does before its driver loses patience.
 const PIECE: u64 = 30_000_000_000;
-/// Up to so many rows, products are computed by the kernel for few.
-pub(crate) const FEW: usize = 8;
 
 /// What bounds a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +84,8 @@ pub(crate) struct Sites {
     pub(crate) arena: usize,
     /// Buffer of what is exchanged.
     pub(crate) exchange: usize,
+    /// Buffer of what kernels leave for one another.
+    pub(crate) scratch: usize,
     /// Offset of each distinct rope's turns, in the order of [`ropes`].
     pub(crate) turns: Vec<u64>,
     /// Factor on the cosines and sines of each.
@@ -114,7 +132,7 @@ pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Di
 /// Divides the dispatches into submissions of bounded work.
 pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many) -> Vec<std::ops::Range<usize>> {
     let (mut pieces, mut first, mut work) = (Vec::new(), 0, 0u64);
-    for (at, dispatch) in dispatches.iter().enumerate() {
+    for (at, dispatch) in dispatches.iter().enumerate().filter(|(_, dispatch)| dispatch.is_in(many)) {
         let capacity = shape.capacity(dispatch.grid.rows).min(dispatch.grid.most as usize);
         let rows = if many.of(dispatch.grid.rows) { capacity } else { capacity.min(FEW) };
         work = work.saturating_add(dispatch.work.saturating_mul(rows as u64));
@@ -264,14 +282,38 @@ impl Lowering<'_> {
         let kv = self.plan.kv_layer(layer);
         let (head_dim, group) = (kv.head_dim as u64, (heads / kv.heads) as u64);
         let context = self.plan.shape().context as u64;
+        let window = Some(scoring[1] as usize).filter(|&window| window > 0);
+        let parts = Parts::of(self.plan, layer, heads, window, self.bounds.window);
+        let together = kv.head_dim <= MOST_HEAD_OF_ROWS;
+        let most_parts = parts.map_or(1, |parts| parts.most);
+        let bytes = u64::from(most_parts) * part_bytes(self.plan, layer, heads);
+        let scratch = Region { buffer: self.sites.scratch, offset: 0, bytes };
         for part in self.heads(layer)? {
+            let (first, count) = (part.first * group, part.count * group);
+            let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
+            let words = words.iter().map(|&word| word as u32).chain(scoring);
+            let words: Vec<u32> = words.collect();
+            let (constants, work) = ([self.kv_format(), head_dim as u32], 2 * count * head_dim * context);
             self.by_rows(&[q, out], |me, run| {
-                let operands = vec![me.read(q, run), (part.region, Access::Read), me.write(out, run)];
-                let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
-                let words = words.iter().map(|&word| word as u32).chain(scoring).collect();
-                let constants = [me.kv_format(), head_dim as u32];
-                let count = part.count * group;
-                me.push(Kernel::Attention, constants, operands, words, count, run, 2 * count * head_dim * context);
+                let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
+                let mut attend = |kernel, mode, share, when, to, parts| {
+                    let operands = vec![operands[0], operands[1], to];
+                    let words = words.iter().copied().chain([most_parts, mode]).collect();
+                    let dispatch = me.push(kernel, constants, operands, words, count, run, work);
+                    (dispatch.share, dispatch.when, dispatch.parts) = (share, when, parts);
+                };
+                let when = When { short: true, long: parts.is_none(), many: !together };
+                attend(Kernel::Attention, EACH_ROW, Share::All, when, operands[2], None);
+                if together {
+                    attend(Kernel::AttentionRows, EACH_ROW, Share::Together, When::MANY, operands[2], None);
+                    attend(Kernel::Attention, LEFT_ROWS, Share::Left, When::MANY, operands[2], None);
+                }
+                if parts.is_some() {
+                    attend(Kernel::Attention, PARTS, Share::All, When::LONG, (scratch, Access::Write), parts);
+                    let joined = vec![(scratch, Access::Read), operands[2]];
+                    let words = [heads as u32, first as u32, count as u32, scoring[1], most_parts].to_vec();
+                    me.push(Kernel::AttentionJoin, constants, joined, words, count, run, 0).when = When::LONG;
+                }
             })?;
         }
         Ok(())
@@ -389,11 +431,13 @@ impl Lowering<'_> {
         columns: u64,
         run: Run,
         work: u64,
-    ) {
+    ) -> &mut Dispatch {
         debug_assert!(operands.len() == kernel.bindings() && operands.len() <= MOST_BINDINGS);
         debug_assert!(COMMON_WORDS + words.len() <= PUSH_WORDS);
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };
-        self.dispatches.push(Dispatch { kernel, constants, operands, words, grid, work });
+        let (when, share) = (When::ALWAYS, Share::All);
+        let dispatch = Dispatch { kernel, constants, when, operands, words, grid, share, parts: None, work };
+        self.dispatches.push_mut(dispatch)
     }
 
     fn cols(&self, val: Val) -> u64 {
@@ -470,12 +514,47 @@ fn format(dtype: DType) -> u32 {
     dtype.ggml_id().unwrap_or(u32::MAX)
 }
 
+/// What [`Kernel::Attention`] computes: each row, or each that [`Kernel::AttentionRows`] leaves, or parts of the
+/// positions of each.
+const EACH_ROW: u32 = 0;
+const LEFT_ROWS: u32 = 1;
+const PARTS: u32 = 2;
+
 impl Dispatch {
+    /// Whether it is in a recording.
+    pub(crate) const fn is_in(&self, many: Many) -> bool {
+        match (many.step, many.long) {
+            (true, _) => self.when.many,
+            (false, true) => self.when.long,
+            (false, false) => self.when.short,
+        }
+    }
+
+    /// Workgroups for a step with so many rows of its kind, where the step's rows are `placed`.
+    pub(crate) fn groups(&self, many: Many, rows: usize, placed: Placed<'_>) -> [u32; 3] {
+        let mut groups = self.grid.groups(self.kernel_for(many).tile(), rows);
+        let those = |all: usize| {
+            let first = (self.grid.first as usize).min(all);
+            first..first + (self.grid.most as usize).min(all - first)
+        };
+        let (together, left) = match self.share {
+            Share::All => (true, true),
+            Share::Together | Share::Left => shared_and_left(&placed.tables[those(placed.tables.len())]),
+        };
+        if (self.share == Share::Together && !together) || (self.share == Share::Left && !left) {
+            groups[1] = 0;
+        }
+        if let Some(parts) = self.parts {
+            let rows = &placed.positions[those(placed.positions.len())];
+            groups[2] = rows.iter().map(|&position| parts.count(position)).max().unwrap_or(1);
+        }
+        groups
+    }
+
     /// The kernel, where so many rows of the step and of its outputs may come.
     pub(crate) fn kernel_for(&self, many: Many) -> Kernel {
         match (self.kernel, many.of(self.grid.rows)) {
             (Kernel::MatMul, false) => Kernel::MatVec,
-            (Kernel::Attention, true) if self.constants[1] <= MOST_HEAD_OF_ROWS => Kernel::AttentionRows,
             (kernel, _) => kernel,
         }
     }
@@ -515,43 +594,6 @@ impl Grid {
     }
 }
 
-/// Which numbers of rows a recording is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Many {
-    /// More than [`FEW`] rows of the step.
-    pub(crate) step: bool,
-    /// More than [`FEW`] outputs.
-    pub(crate) outs: bool,
-}
-
-impl Many {
-    /// The four kinds of recordings, by their place.
-    pub(crate) const ALL: [Many; 4] = [
-        Many { step: false, outs: false },
-        Many { step: true, outs: false },
-        Many { step: false, outs: true },
-        Many { step: true, outs: true },
-    ];
-
-    /// The kind for a step.
-    pub(crate) const fn kind(rows: usize, outs: usize) -> Many {
-        Many { step: rows > FEW, outs: outs > FEW }
-    }
-
-    /// Its place in [`Many::ALL`].
-    pub(crate) const fn place(self) -> usize {
-        self.step as usize + 2 * self.outs as usize
-    }
-
-    /// Whether there may be many of these.
-    pub(crate) const fn of(self, rows: Rows) -> bool {
-        match rows {
-            Rows::Step => self.step,
-            Rows::Out => self.outs,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
@@ -569,12 +611,16 @@ mod tests {
 
     /// One layer of attention and a head, over a vocabulary of 300.
     fn plan() -> Plan {
+        plan_of(20, 100)
+    }
+
+    fn plan_of(rows: usize, context: usize) -> Plan {
         let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
         let file = File(vec![
             spec("embd", DType::Q4_0, Shape::from([300, 64])),
             spec("qkv", DType::F16, Shape::from([64, 64])),
         ]);
-        let g = Graph::new(&file, StepShape { rows: 20, outs: 3, context: 100 });
+        let g = Graph::new(&file, StepShape { rows, outs: 3, context });
         let x = g.embed(g.table("embd", 300, 64), 1.0);
         let part = || g.matmul(x, g.matrix("qkv", 64, 64), None);
         let layer = g.kv_layer(4, 16);
@@ -593,6 +639,7 @@ mod tests {
             kv_blocks,
             arena: 11,
             exchange: 12,
+            scratch: 13,
             turns: Vec::new(),
             magnitudes: Vec::new(),
             hidden: 0,
@@ -605,14 +652,16 @@ mod tests {
         let plan = plan();
         let whole = Bounds { window: 1 << 27, groups: 65_535 };
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
-        assert_eq!(few.len(), plan.steps().len() + 1, "one for each operation, and the copy of the output");
+        let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
+        assert_eq!(always.count(), plan.steps().len() + 1, "one for each operation, and the copy of the output");
         let small = Bounds { window: 4096, groups: 20 };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));
         for part in &parts {
             for many in Many::ALL {
-                let [x, y, _] = part.grid.groups(part.kernel_for(many).tile(), plan.shape().rows);
+                let placed = Placed { tables: &[0; 20], positions: &[90; 20] };
+                let [x, y, _] = part.groups(many, plan.shape().rows, placed);
                 assert!(u64::from(x.max(y)) <= small.groups, "{part:?}");
             }
         }
@@ -636,6 +685,30 @@ mod tests {
         assert_eq!(error.most, ByteSize::new(100));
         let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535 });
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
+    }
+
+    /// Each row is attended for once in every kind of recording.
+    #[test]
+    fn attention_is_divided_among_its_kernels() {
+        let plan = plan_of(20, 1000);
+        let dispatches = lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535 });
+        let dispatches = dispatches.expect("fits");
+        let groups = |tables: &[u32], positions: &[u32]| {
+            let placed = Placed { tables, positions };
+            let many = Many::kind(&dispatches, placed, 1);
+            assert_eq!(Many::ALL[many.place()], many);
+            assert!(many.may_be(&dispatches, plan.shape()));
+            let attention = dispatches.iter().filter(|dispatch| dispatch.kernel.name().starts_with("attention"));
+            let recorded = attention.filter(|dispatch| dispatch.is_in(many));
+            let groups = recorded.map(|dispatch| (dispatch.kernel.name(), dispatch.groups(many, tables.len(), placed)));
+            groups.collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&[0, 1], &[255, 3]), [("attention", [4, 2, 1])]);
+        assert_eq!(groups(&[0, 1], &[3, 999]), [("attention", [4, 2, 4]), ("attention_join", [4, 2, 1])]);
+        assert_eq!(groups(&[0; 12], &[900; 12]), [("attention_rows", [4, 2, 1]), ("attention", [4, 0, 1])]);
+        assert_eq!(groups(&[0; 11], &[900; 11]), [("attention_rows", [4, 2, 1]), ("attention", [4, 11, 1])]);
+        let apart: Vec<u32> = (0..9).collect();
+        assert_eq!(groups(&apart, &[900; 9]), [("attention_rows", [4, 0, 1]), ("attention", [4, 9, 1])]);
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub mod cpu {
 /// What the Vulkan backend has beside the backend itself.
 pub mod vulkan {
     pub use tenure_vulkan::{
-        Caps, DeviceInfo, DeviceKind, DeviceSelector, Explanation, Features, ValidationLog, VulkanError, devices,
+        Caps, DeviceInfo, DeviceKind, DeviceSelector, Explanation, Features, KernelSet, ValidationLog, VulkanError,
+        devices,
     };
 }
 

@@ -9,6 +9,7 @@ use tenure_tensor::ByteSize;
 use crate::backend::Caps;
 use crate::devices::{DeviceInfo, DeviceKind};
 use crate::error::VulkanError;
+use crate::kernel::KernelSet;
 use crate::raw::instance::{Adapter, Instance};
 
 /// An open device. Everything made on it holds a share, so it is closed last.
@@ -20,6 +21,8 @@ pub(crate) struct Gpu {
     pub(crate) family: u32,
     pub(crate) limits: Limits,
     pub(crate) types: MemoryTypes,
+    /// Which variants of the kernels it runs.
+    pub(crate) kernels: KernelSet,
     /// Submissions are made by one thread at a time.
     queue: Mutex<vk::Queue>,
     /// Bytes of device memory that are allocated.
@@ -90,12 +93,14 @@ impl Gpu {
             groups: u64::from(limits.max_compute_work_group_count[0].min(limits.max_compute_work_group_count[1])),
             allocation: largest_allocation.min(caps.allocation.map_or(u64::MAX, ByteSize::get)),
         };
+        let kernels = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { info.features.kernels() };
         let mut gpu = Gpu {
             raw,
             timeline,
             info,
             family,
             limits,
+            kernels,
             types: MemoryTypes { device: 0, device_is_mapped: false, host: 0 },
             queue: Mutex::new(queue),
             allocated: AtomicU64::new(0),

@@ -9,8 +9,9 @@ use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
 use crate::hazard::{Hazards, Region};
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, FEW, Many, pieces};
+use crate::lower::{Dispatch, pieces};
 use crate::raw::buffer::Buffer;
 use crate::raw::command::{Commands, Recorded};
 use crate::raw::descriptor::{Bound, Sets};
@@ -19,11 +20,11 @@ use crate::raw::pipeline::Pipelines;
 use crate::raw::ticks::{Tick, Ticks};
 use crate::raw::upload::failed;
 
-/// A plan bound to memory: command buffers for few and for many rows, twice, each pair with inputs of its own.
+/// A plan bound to memory: command buffers for each kind of step, twice, each time with inputs of its own.
 pub(crate) struct VulkanExec {
     parts: Parts,
     /// By slot, then by [`Many::place`]: pieces that are submitted one after the other.
-    recordings: [[Vec<vk::CommandBuffer>; 4]; SLOTS],
+    recordings: [[Vec<vk::CommandBuffer>; Many::ALL.len()]; SLOTS],
     ticks: Ticks,
     // Destroyed when nothing runs any more; see `drop`.
     _commands: Commands,
@@ -71,11 +72,11 @@ impl VulkanExec {
             operands.push(parts.operands(&sets, dispatch).map_err(fail)?);
         }
         let shape = parts.plan.shape();
-        let mut recordings: [[Vec<vk::CommandBuffer>; 4]; SLOTS] = Default::default();
+        let mut recordings: [[Vec<vk::CommandBuffer>; Many::ALL.len()]; SLOTS] = Default::default();
         for (slot, recordings) in recordings.iter_mut().enumerate() {
             let step = parts.step_sets(&sets, slot).map_err(fail)?;
             for (many, recording) in Many::ALL.into_iter().zip(recordings) {
-                if (many.step && shape.rows <= FEW) || (many.outs && shape.outs <= FEW) {
+                if !many.may_be(&parts.dispatches, shape) {
                     continue;
                 }
                 for piece in pieces(&parts.dispatches, shape, many) {
@@ -122,7 +123,8 @@ impl Exec for VulkanExec {
 
         self.slot = (self.slot + 1) % SLOTS;
         let Parts { exchange, dispatches, exchange_buffer, .. } = &self.parts;
-        let many = Many::kind(step.tokens.len(), step.outputs.len());
+        let placed = Placed { tables: step.tables, positions: step.positions };
+        let many = Many::kind(dispatches, placed, step.outputs.len());
         // SAFETY: every submission has ended, so nothing reads the slot.
         let slot = unsafe { exchange_buffer.words(exchange.bounds(self.slot), exchange.slot_bytes() / WORD) };
         let Some(slot) = slot else { return Err(self.parts.unmapped()) };
@@ -218,7 +220,7 @@ impl Parts {
         let mut recorded = Vec::with_capacity(piece.len());
         let mut hazards = Hazards::default();
         let align = self.gpu.limits.align;
-        for at in piece {
+        for at in piece.filter(|&at| self.dispatches[at].is_in(many)) {
             let dispatch = &self.dispatches[at];
             let kernel = dispatch.kernel_for(many);
             let one = Recorded {

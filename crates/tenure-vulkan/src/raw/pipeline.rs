@@ -89,7 +89,7 @@ impl Pipelines {
     fn make(&self, kernel: Kernel, constants: [u32; 2], layout: vk::PipelineLayout) -> Result<vk::Pipeline, GpuError> {
         let device = &self.gpu.raw;
         let unreadable = |_| GpuError { call: "vkCreateShaderModule", result: vk::Result::ERROR_INVALID_SHADER_NV };
-        let code = ash::util::read_spv(&mut Cursor::new(kernel.code())).map_err(unreadable)?;
+        let code = ash::util::read_spv(&mut Cursor::new(kernel.code(self.gpu.kernels))).map_err(unreadable)?;
         let entries = [0u32, 1].map(|id| vk::SpecializationMapEntry { constant_id: id, offset: id * 4, size: 4 });
         let bytes: Vec<u8> = constants.iter().flat_map(|constant| constant.to_ne_bytes()).collect();
         let constants = vk::SpecializationInfo::default().map_entries(&entries).data(&bytes);
