@@ -64,7 +64,9 @@ def t5(crate: str) -> bytes:
         # Types: 2 is the unknown token, 3 a control token.
         kind = {0: 3, 1: 3, 2: 2}.get(id)
         out += field(1, field(1, text.encode()) + b"\x15" + bits + (b"" if kind is None else bytes([0x18, kind])))
-    return out + field(3, field(2, base64.b64decode(charsmap["precompiled_charsmap"])))
+    # The numbers of the unknown, beginning, end and padding tokens, so that other readers of such files find them.
+    special = b"".join(varint(key << 3) + varint(id % 2**64) for key, id in [(40, 2), (41, -1), (42, 1), (43, 0)])
+    return out + field(2, special) + field(3, field(2, base64.b64decode(charsmap["precompiled_charsmap"])))
 
 
 def write(name: str, data: bytes) -> None:

@@ -8,6 +8,9 @@ use crate::error::{FileFault, TokenizerError, shown};
 use crate::files;
 use crate::special::SpecialTokens;
 
+/// The longest such token, so that a file cannot make looking for them slow.
+const LONGEST: usize = 256;
+
 /// One such token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Added {
@@ -44,6 +47,9 @@ impl Added {
             (None, Some(id)) => files::id(file, text, id)?,
             (None, None) => return Err(FileFault::NoToken { token: shown(text) }.of(file)),
         };
+        if text.len() > LONGEST {
+            return Err(FileFault::LongToken { id, bytes: text.len(), most: LONGEST }.of(file));
+        }
         let (strip_left, strip_right) = (flag("lstrip")?, flag("rstrip")?);
         Ok(Added { text: text.to_owned(), id, normalized: flag("normalized")?, strip_left, strip_right })
     }

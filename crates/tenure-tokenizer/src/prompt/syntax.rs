@@ -31,10 +31,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<PromptPart>, TokenizerError> {
         match special {
             '\\' => {
                 let next = scan.rest().chars().next().filter(|c| matches!(c, '(' | ')' | '[' | ']' | '\\'));
-                if let Some(c) = next {
-                    scan.at += c.len_utf8();
-                    scan.push(&String::from(c));
-                }
+                scan.at += next.map_or(0, char::len_utf8);
+                // Even nothing keeps what is before and after it apart.
+                scan.push(&String::from_iter(next));
             }
             '(' => open(&mut round, at, scan.pieces.len())?,
             '[' => open(&mut square, at, scan.pieces.len())?,
@@ -181,19 +180,24 @@ mod tests {
     use super::*;
 
     fn read(prompt: &str) -> Vec<(String, f32)> {
-        parse(prompt).unwrap().into_iter().map(|part| match part {
-            PromptPart::Text { text, weight } => (text, weight),
-            PromptPart::Break => ("BREAK".to_owned(), f32::INFINITY),
-        }).collect()
+        parse(prompt)
+            .unwrap()
+            .into_iter()
+            .map(|part| match part {
+                PromptPart::Text { text, weight } => (text, weight),
+                PromptPart::Break => ("BREAK".to_owned(), f32::INFINITY),
+            })
+            .collect()
     }
 
     #[track_caller]
     fn means(prompt: &str, parts: &[(&str, f32)]) {
         let read = read(prompt);
         let near = read.len() == parts.len()
-            && read.iter().zip(parts).all(|((text, weight), (want, of))| {
-                text == want && (weight == of || (weight - of).abs() < 1e-5)
-            });
+            && read
+                .iter()
+                .zip(parts)
+                .all(|((text, weight), (want, of))| text == want && (weight == of || (weight - of).abs() < 1e-5));
         assert!(near, "{prompt:?}: {read:?}, not {parts:?}");
     }
 
@@ -224,7 +228,10 @@ mod tests {
         means("(a:1.2 b)", &[("a:1.2 b", 1.1)]);
         means("[a:1.2]", &[("a:1.2", 1.0 / 1.1)]);
         means("a\\b \\", &[("ab ", 1.0)]);
-        means("\\\\(a\\:1)", &[("\\", 1.0), ("a", 1.0)]);
+        means("\\\\(a\\:1)", &[("\\a", 1.0)]);
+        // Nothing, but of weight 1, so that what is around it is not joined.
+        means("(a)\\(:b)\\z(c)", &[("a", 1.1), ("(:b)z", 1.0), ("c", 1.1)]);
+        means("(a)\\ (b)", &[("a", 1.1), (" ", 1.0), ("b", 1.1)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::charsmap::Charsmap;
 use super::{Parts, Spaces};
 use crate::added::Added;
-use crate::error::{FileFault, TokenizerError};
+use crate::error::{FileFault, TokenizerError, shown};
 use crate::files::{self, LARGEST_VOCABULARY};
 use crate::vocab::SPACE;
 use crate::wire::{Field, Fields};
@@ -33,7 +33,7 @@ pub(super) fn from_pieces(model: &[u8], spaces: Spaces) -> Result<Parts, Tokeniz
                         unk = Some(id);
                         added.push(Added::new(text, id, false));
                     }
-                    Kind::Unknown => return Err(FileFault::Doubled { token: text.to_owned(), id }.of(PIECES)),
+                    Kind::Unknown => return Err(FileFault::Doubled { token: shown(text), id }.of(PIECES)),
                     Kind::Found => added.push(Added::new(text, id, false)),
                 }
                 pieces.push((text.to_owned(), f64::from(score)));

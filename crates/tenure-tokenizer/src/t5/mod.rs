@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::added::{Added, AddedTokens};
 use crate::data;
-use crate::error::{TokenizerError, check_text};
+use crate::error::{FileFault, TokenizerError, check_text};
 use crate::files as limits;
 use crate::vocab::SPACE;
 
@@ -116,7 +116,7 @@ impl T5Tokenizer {
         let pieces = Pieces::new(file, &pieces, unk)?;
         let special = |text: &str| {
             let own = added.iter().find(|token| token.text == text).map(|token| token.id);
-            let fault = || crate::error::FileFault::NoToken { token: text.to_owned() }.of(file);
+            let fault = || FileFault::NoToken { token: text.to_owned() }.of(file);
             own.or_else(|| pieces.find(text)).ok_or_else(fault)
         };
         let (end, pad) = (special(END)?, special(PAD)?);

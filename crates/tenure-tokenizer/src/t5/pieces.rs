@@ -1,6 +1,6 @@
 //! The pieces of words and how probable they are.
 
-use crate::error::{FileFault, TokenizerError, try_vec};
+use crate::error::{FileFault, TokenizerError, shown, try_vec};
 
 /// The pieces, so that all that begin a text are found at once.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Pieces {
         let mut before = None;
         for (text, id, score) in sorted {
             if before == Some(text) {
-                return Err(FileFault::Doubled { token: crate::error::shown(text), id }.of(file));
+                return Err(FileFault::Doubled { token: shown(text), id }.of(file));
             }
             before = Some(text);
             // The texts come from files of 16 MiB.
@@ -96,7 +96,8 @@ mod tests {
     use super::*;
 
     fn pieces(texts: &[&str]) -> Pieces {
-        let list: Vec<(String, f64)> = texts.iter().zip(0..).map(|(text, i)| (text.to_string(), -f64::from(i))).collect();
+        let list: Vec<(String, f64)> =
+            texts.iter().zip(0..).map(|(text, i)| (text.to_string(), -f64::from(i))).collect();
         Pieces::new("test", &list, 0).unwrap()
     }
 
