@@ -242,7 +242,7 @@ fn clip_files_that_break_a_rule_are_typed_errors() {
     let vocab = std::fs::read(fixture("clip-end/vocab.json")).unwrap();
     assert_eq!(
         ClipTokenizer::from_vocab(&vocab, b"#version: 0.2\na b\nlonely\n").unwrap_err(),
-        TokenizerError::BadMerge { index: 0 }
+        TokenizerError::BadMerge { index: 1 }
     );
     assert_eq!(
         ClipTokenizer::from_vocab(&vocab, b"i n\n\xff").unwrap_err(),

@@ -188,7 +188,7 @@ fn read_steps(normalizer: &Value, words: &Value) -> Result<(Option<Charsmap>, Sp
         _ => return Err(files::unsupported(JSON, "pre_tokenizer", words)),
     };
 
-    let one = std::slice::from_ref(normalizer);
+    let one = if normalizer.is_null() { &[] } else { std::slice::from_ref(normalizer) };
     let mut steps = normalizer.get("normalizers").and_then(Value::as_array).map_or(one, Vec::as_slice);
     let mut charsmap = None;
     if let Some((first, rest)) = steps.split_first().filter(|(first, _)| kind(first, "Precompiled")) {
