@@ -73,9 +73,10 @@ impl SpecialToken {
         text.ok_or_else(|| FileFault::Missing { what: "content of a special token" }.of(self.file))
     }
 
-    fn added(&self, id: u32) -> Result<Added, TokenizerError> {
+    /// `normalized` counts where the file gives no more than the text.
+    fn added(&self, id: u32, normalized: bool) -> Result<Added, TokenizerError> {
         match &self.value {
-            Value::String(text) => Ok(Added::new(text, id, false)),
+            Value::String(text) => Ok(Added::new(text, id, normalized)),
             value => Added::from_json(self.file, value, Some(id)),
         }
     }
@@ -190,7 +191,8 @@ impl Tables<'_> {
                 continue;
             }
             match (token, default) {
-                (Some(token), _) => added.push(token.added(id)?),
+                // The start and the end are found in any case, a padding token only as it is.
+                (Some(token), default) => added.push(token.added(id, default.is_some())?),
                 (None, Some(text)) => added.push(Added::new(text, id, true)),
                 (None, None) => {}
             }
