@@ -23,6 +23,7 @@ use crate::raw::instance::Instance;
 use crate::raw::pipeline::Pipelines;
 use crate::raw::upload::Staging;
 use crate::raw::validation::ValidationLog;
+use crate::tops::Tops;
 
 /// Which device, and how it is used.
 #[derive(Clone, Debug, Default)]
@@ -147,9 +148,11 @@ impl Shared {
             kv_blocks,
             arena: weights + 1,
             exchange: weights + 2,
+            scratch: weights + 3,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
             outputs: vec![0; plan.outputs().len()],
+            tops: 0,
         }
     }
 
@@ -234,8 +237,8 @@ unsafe impl Backend for Vulkan {
         Ok(layout.block_bytes())
     }
 
-    fn scratch(&self, _plan: &Plan) -> ByteSize {
-        ByteSize::ZERO
+    fn scratch(&self, plan: &Plan) -> ByteSize {
+        ByteSize::new(Tops::of(plan).map_or(0, Tops::scratch_bytes))
     }
 
     fn exchange(&self, plan: &Plan) -> ByteSize {

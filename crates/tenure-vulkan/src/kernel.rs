@@ -21,6 +21,8 @@ pub(crate) enum Kernel {
     Softcap,
     TakeRows,
     Copy,
+    /// The largest logits of a part of a row, or of all its parts.
+    TopK,
 }
 
 /// What one workgroup covers.
@@ -46,7 +48,7 @@ pub(crate) const MOST_BINDINGS: usize = 4;
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
-    pub(crate) const ALL: [Kernel; 14] = [
+    pub(crate) const ALL: [Kernel; 15] = [
         Kernel::Embed,
         Kernel::RmsNorm,
         Kernel::MatVec,
@@ -61,6 +63,7 @@ impl Kernel {
         Kernel::Softcap,
         Kernel::TakeRows,
         Kernel::Copy,
+        Kernel::TopK,
     ];
 
     /// Its name: the stem of its file.
@@ -80,6 +83,7 @@ impl Kernel {
             Kernel::Softcap => "softcap",
             Kernel::TakeRows => "take_rows",
             Kernel::Copy => "copy",
+            Kernel::TopK => "top_k",
         }
     }
 
@@ -100,6 +104,7 @@ impl Kernel {
             Kernel::Softcap => include_bytes!("../../../kernels/prebuilt/vulkan/softcap.spv"),
             Kernel::TakeRows => include_bytes!("../../../kernels/prebuilt/vulkan/take_rows.spv"),
             Kernel::Copy => include_bytes!("../../../kernels/prebuilt/vulkan/copy.spv"),
+            Kernel::TopK => include_bytes!("../../../kernels/prebuilt/vulkan/top_k.spv"),
         }
     }
 
@@ -114,11 +119,11 @@ impl Kernel {
             | Kernel::AttentionRows
             | Kernel::Glu
             | Kernel::Add => 3,
-            Kernel::Embed | Kernel::Scale | Kernel::Softcap | Kernel::TakeRows | Kernel::Copy => 2,
+            Kernel::Embed | Kernel::Scale | Kernel::Softcap | Kernel::TakeRows | Kernel::Copy | Kernel::TopK => 2,
         }
     }
 
-    /// Whether it reads tokens, positions, block tables or output rows.
+    /// Whether it reads tokens, positions, block tables, output rows or what is wanted of them.
     pub(crate) const fn reads_inputs(self) -> bool {
         match self {
             Kernel::Embed
@@ -126,15 +131,16 @@ impl Kernel {
             | Kernel::KvStore
             | Kernel::Attention
             | Kernel::AttentionRows
-            | Kernel::TakeRows => true,
+            | Kernel::TakeRows
+            | Kernel::Copy
+            | Kernel::TopK => true,
             Kernel::RmsNorm
             | Kernel::MatVec
             | Kernel::MatMul
             | Kernel::Glu
             | Kernel::Add
             | Kernel::Scale
-            | Kernel::Softcap
-            | Kernel::Copy => false,
+            | Kernel::Softcap => false,
         }
     }
 
@@ -143,7 +149,7 @@ impl Kernel {
         match self {
             Kernel::MatVec => Tile { columns: 8, rows: 4 },
             Kernel::MatMul => Tile { columns: 64, rows: 32 },
-            Kernel::RmsNorm | Kernel::Attention => Tile { columns: 1, rows: 1 },
+            Kernel::RmsNorm | Kernel::Attention | Kernel::TopK => Tile { columns: 1, rows: 1 },
             Kernel::AttentionRows => Tile { columns: 1, rows: 8 },
             Kernel::Rope | Kernel::KvStore => Tile { columns: 128, rows: 1 },
             Kernel::Embed

@@ -14,6 +14,7 @@ use crate::lower::{Sites, TooLarge, lower, ropes};
 use crate::raw::buffer::Buffer;
 use crate::raw::exec::{Parts, VulkanExec, download};
 use crate::raw::upload::{Staging, failed};
+use crate::tops::Tops;
 use crate::turns::turns;
 
 pub(crate) struct VulkanLane {
@@ -177,6 +178,14 @@ impl Lane for VulkanLane {
         let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
         let lease = memory.exchange.as_ref().ok_or(missing)?;
         let exchange_buffer = self.buffer(lease.raw(), 0, exchange.bytes, "exchange")?;
+        let scratch = match (Tops::of(&plan).map(Tops::scratch_bytes), &memory.scratch) {
+            (None | Some(0), _) => exchange_buffer.clone(),
+            (Some(need), None) => {
+                let (got, need) = (ByteSize::ZERO, ByteSize::new(need));
+                return Err(DeviceError::WrongMemory { what: "scratch", got, need });
+            }
+            (Some(need), Some(lease)) => self.buffer(lease.raw(), 0, need, "scratch")?,
+        };
         for slot in 0..SLOTS {
             let (bytes, most) = (exchange.inputs(slot).1, shared.gpu.limits.range);
             if bytes > most {
@@ -217,9 +226,11 @@ impl Lane for VulkanLane {
             kv_blocks: Some(kv_blocks),
             arena: buffers.place(arena),
             exchange: buffers.place(exchange_buffer.clone()),
+            scratch: buffers.place(scratch),
             turns: exchange.turns.clone(),
             magnitudes,
             outputs: exchange.outputs.clone(),
+            tops: exchange.tops,
         };
         let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let parts = Parts {

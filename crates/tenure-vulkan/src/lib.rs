@@ -25,6 +25,7 @@ mod lane;
 mod layout;
 mod lower;
 mod raw;
+mod tops;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};

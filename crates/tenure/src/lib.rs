@@ -95,7 +95,7 @@ pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
 pub use tenure_cpu::{Cpu, CpuOptions};
 pub use tenure_device::{
-    BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop,
+    BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, Reservation, SegmentKind, Stop, Wanted,
 };
 pub use tenure_graph::KvType;
 pub use tenure_models::{TextArchitecture, TextConfig};
