@@ -8,10 +8,9 @@ use crate::backend::{RunError, StepInputs, StepRows};
 pub const MOST_TOP: usize = 128;
 
 /// What is read of the logits of one wanted row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// All of them ([`Exec::read`](crate::Exec::read)).
-    #[default]
     Row,
     /// The so many largest, from 1 to [`MOST_TOP`] ([`Exec::read_top`](crate::Exec::read_top)). First those that are no
     /// numbers, so that nobody overlooks them; then larger before smaller, and of equals the one with the lower id. Zeros
@@ -20,7 +19,7 @@ pub enum Wanted {
 }
 
 /// The last step of an executable, as far as what may be read of it goes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LastStep {
     /// Its rows; none unless it ended well.
     rows: StepRows,

@@ -260,8 +260,9 @@ impl TextSession {
         self.cached()
     }
 
-    /// The logits the last step left. None after a step of a [`Generation`] whose sampler needs only the largest
-    /// ([`tenure_sampling::Need`]) and that gives no log-probabilities: the others stay on the device.
+    /// The logits the last step left. None after a step of a [`Generation`] that chooses among the largest alone (greedy,
+    /// or with top-k as the first stage that does anything, and without log-probabilities): the others stay on the
+    /// device.
     pub fn last_logits(&self) -> &[f32] {
         &self.buffers.logits
     }
