@@ -221,4 +221,11 @@ impl Exec for FaultyExec {
         }
         self.inner.read(output, row, into)
     }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        if self.trigger.strikes(Operation::Read) {
+            return Err(injected());
+        }
+        self.inner.read_top(row, into)
+    }
 }

@@ -129,4 +129,8 @@ impl Exec for PoisonedExec {
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         self.inner.read(output, row, into)
     }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        self.inner.read_top(row, into)
+    }
 }

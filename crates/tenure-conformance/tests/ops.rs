@@ -10,8 +10,8 @@ use tenure_conformance::{Gpu, Poisoned};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{
-    Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, Memory, Program, SegmentKind, StepInputs, Stop,
-    WEIGHT_ALIGN, WeightPlace,
+    Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, MOST_TOP, Memory, Program, RunError, SegmentKind,
+    StepInputs, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
 };
 use tenure_graph::{
     Activation, Graph, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
@@ -173,7 +173,8 @@ fn results(program: &mut Program, steps: &[Rows]) -> Vec<Vec<f32>> {
     let blocks = if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() };
     let mut all = Vec::new();
     for Rows { tokens, positions, tables, outputs } in steps {
-        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, hidden: &[] };
+        let wanted = vec![Wanted::Row; outputs.len()];
+        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, wanted: &wanted, hidden: &[] };
         program.run(&inputs, &[soon()]).expect("runs");
         for row in 0..outputs.len() {
             let mut out = vec![f32::NAN; cols];
@@ -549,14 +550,144 @@ fn rows_beyond_a_value_cannot_be_read() {
     let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
     let mut program = bind(&portable(), &plan, &file, KvType::F32);
     let outputs = [0; 5000];
-    let (tables, blocks) = (&[0], &[0; TABLES]);
-    let inputs = StepInputs { tokens: &[2], positions: &[0], tables, blocks, outputs: &outputs, hidden: &[] };
+    let wanted = [Wanted::Row; 5000];
+    let (tokens, positions, tables, blocks) = (&[2], &[0], &[0], &[0; TABLES]);
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs: &outputs, wanted: &wanted, hidden: &[] };
     program.run(&inputs, &[soon()]).expect("runs");
     let mut row = [0.0; 16];
     program.read(OutputId::Logits, 0, &mut row).expect("computed");
     assert_eq!(row, table[32..48]);
     for beyond in [1, 4999] {
         assert!(program.read(OutputId::Logits, beyond, &mut row).is_err(), "row {beyond}");
+    }
+    // Nor is there a top of what is not by outputs.
+    let (outputs, wanted) = (&[0], &[Wanted::Top(1)]);
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs, wanted, hidden: &[] };
+    assert!(matches!(program.run(&inputs, &[soon()]), Err(RunError::BadInput { .. })));
+}
+
+/// Rows of a vocabulary that are hard to order.
+fn hard_rows(cols: usize, random: &mut Random) -> Vec<Vec<f32>> {
+    let inf = f32::INFINITY;
+    let mut at = || random.next() as usize % cols;
+    let with = |row: Vec<f32>, places: [usize; 3], values: [f32; 3]| {
+        let mut row = row;
+        places.into_iter().zip(values).for_each(|(place, value)| row[place] = value);
+        row
+    };
+    let places = [at(), at(), at()];
+    let ascending: Vec<f32> = (0..cols).map(|id| id as f32 * 0.25 - 7.0).collect();
+    let normal: Vec<f32> = (0..cols).map(|_| random.normal() * 8.0).collect();
+    vec![
+        normal.clone(),
+        // Few values: ties all over, at the edge of the largest too.
+        (0..cols).map(|_| (random.next() % 5) as f32 - 2.0).collect(),
+        ascending.iter().map(|x| -x).collect(),
+        ascending,
+        // Equal but for their sign.
+        (0..cols).map(|_| if random.next().is_multiple_of(2) { 0.0 } else { -0.0 }).collect(),
+        vec![-inf; cols],
+        with(vec![-inf; cols], places, [-3.0, f32::MIN, f32::MAX]),
+        with(normal.clone(), places, [f32::NAN, inf, -f32::NAN]),
+        with(normal, [cols - 1; 3], [f32::NAN; 3]),
+        vec![f32::NAN; cols],
+    ]
+}
+
+/// Exactly the largest, by sorting everything.
+fn sorted_top(row: &[f32], k: usize) -> Vec<(u32, u32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+    all.sort_by(|&(a, x), &(b, y)| {
+        y.is_nan().cmp(&x.is_nan()).then(y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal)).then(a.cmp(&b))
+    });
+    all.truncate(k);
+    bits_of(&all)
+}
+
+/// Which NaN is a device's own affair.
+fn bits_of(top: &[(u32, f32)]) -> Vec<(u32, u32)> {
+    top.iter().map(|&(id, x)| (id, if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() })).collect()
+}
+
+/// Steps that want the largest logits of some rows and the whole of others, in no order.
+fn largest_agree(backend: &Arc<dyn Backend>, widths: &[usize]) {
+    let mut random = Random(31);
+    for &cols in widths {
+        let rows = hard_rows(cols, &mut random);
+        let count = rows.len();
+        let bytes = rows.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+        let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([count, cols]) };
+        let file = File(HashMap::from([("table".to_owned(), (spec, bytes))]));
+        let g = Graph::new(&file, StepShape { rows: count, outs: count + 2, context: 32 });
+        let x = g.take_rows(g.embed(g.table("table", count, cols), 1.0));
+        let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
+        let mut program = bind(backend, &plan, &file, KvType::F32);
+        let tokens: Vec<u32> = (0..count as u32).collect();
+        let (positions, tables, blocks) = (&tokens, vec![0; count], vec![0; TABLES]);
+        for ks in [&[1][..], &[MOST_TOP], &[40, 0], &[2, 0, 64, 127, 7], &[0], &[3, 128, 1]] {
+            let outputs: Vec<u32> = (0..count + 2).map(|_| (random.next() % count as u64) as u32).collect();
+            let wanted: Vec<Wanted> = (0..outputs.len())
+                .map(|at| ks[at % ks.len()])
+                .map(|k| if k == 0 { Wanted::Row } else { Wanted::Top(k) })
+                .collect();
+            let inputs = StepInputs {
+                tokens: &tokens,
+                positions,
+                tables: &tables,
+                blocks: &blocks,
+                outputs: &outputs,
+                wanted: &wanted,
+                hidden: &[],
+            };
+            program.run(&inputs, &[soon()]).expect("runs");
+            for (at, (&output, &wanted)) in outputs.iter().zip(&wanted).enumerate() {
+                let row = &rows[output as usize];
+                let what = format!("{} x {cols}, row {output}, {wanted:?}", backend.name());
+                let mut whole = vec![0.5; cols];
+                let mut top = vec![(7, 0.5); if let Wanted::Top(k) = wanted { k.min(cols) } else { 1 }];
+                let (read, read_top) = (program.read(OutputId::Logits, at, &mut whole), program.read_top(at, &mut top));
+                match wanted {
+                    Wanted::Row => {
+                        read.expect("was wanted");
+                        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+                        assert!(whole.iter().zip(row).all(same), "{what}");
+                        assert!(matches!(read_top, Err(RunError::BadInput { .. })), "{what}");
+                    }
+                    Wanted::Top(k) => {
+                        read_top.expect("was wanted");
+                        assert_eq!(bits_of(&top), sorted_top(row, k), "{what}");
+                        assert!(matches!(read, Err(RunError::BadInput { .. })), "{what}");
+                        top.push((0, 0.0));
+                        let error = program.read_top(at, &mut top).expect_err("one too many");
+                        assert!(matches!(error, RunError::BadInput { .. }), "{what}");
+                    }
+                }
+            }
+            assert!(program.read_top(outputs.len(), &mut [(0, 0.0)]).is_err());
+            for wrong in [&[Wanted::Top(0)][..], &[Wanted::Top(MOST_TOP + 1)], &[], &[Wanted::Row; 2]] {
+                let inputs = StepInputs { outputs: &[0], wanted: wrong, ..inputs };
+                assert!(matches!(program.run(&inputs, &[soon()]), Err(RunError::BadInput { .. })), "{wrong:?}");
+                assert!(program.read_top(0, &mut [(0, 0.0)]).is_err(), "no step has ended");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_logits_on_the_processor() {
+    for isa in Isa::available() {
+        let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
+        let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(&options).expect("is there"));
+        largest_agree(&cpu, &[1, 5, 127, 128, 129, 1000, 4097, 20_011]);
+    }
+}
+
+#[test]
+fn the_largest_logits_on_vulkan() {
+    for caps in devices(256 << 10) {
+        let Some(pair) = Pair::open(caps) else { return };
+        largest_agree(&pair.poisoned, &[1, 5, 127, 128, 129, 4095, 4096, 4097, 12_321, 49_999]);
+        pair.close();
     }
 }
 
@@ -585,6 +716,7 @@ fn rows_that_come_with_a_step() {
                         tables: &zeros,
                         blocks: &blocks,
                         outputs: &[],
+                        wanted: &[],
                         hidden,
                     };
                     program.run(&step(&hidden[1..]), &[soon()]).expect_err("a number is missing");

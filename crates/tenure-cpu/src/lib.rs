@@ -7,6 +7,7 @@ mod layout;
 mod lower;
 mod raw;
 pub mod simd;
+mod top;
 
 pub use backend::{Cpu, CpuOptions};
 pub use host::host_memory;

@@ -7,6 +7,7 @@ use tenure_graph::{KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
+use crate::results::{Wanted, check_wanted};
 use crate::segment::{Lease, RawSegment, SegmentKind};
 
 /// A kind of device and its memory.
@@ -187,8 +188,15 @@ pub trait Exec: Send {
     /// Copies one row of an output of the last step.
     ///
     /// # Errors
-    /// [`RunError::BadInput`] when there is no such row or `into` has another length.
+    /// [`RunError::BadInput`] when there is no such row, it was not wanted whole, or `into` has another length.
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError>;
+
+    /// Copies the ids and values of the largest logits of one output of the last step, in the order of
+    /// [`Wanted::Top`]: as many as were wanted, or all where there are no more.
+    ///
+    /// # Errors
+    /// [`RunError::BadInput`] when there is no such row, it was wanted whole, or `into` has another length.
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError>;
 }
 
 /// What changes from step to step.
@@ -204,6 +212,8 @@ pub struct StepInputs<'a> {
     pub blocks: &'a [u32],
     /// Rows whose results are wanted, in this order.
     pub outputs: &'a [u32],
+    /// What is wanted of the logits of each of them.
+    pub wanted: &'a [Wanted],
     /// `[rows, cols]` of a plan that begins with such ([`Plan::input_cols`]); elsewhere empty.
     pub hidden: &'a [f32],
 }
@@ -254,6 +264,7 @@ impl StepInputs<'_> {
         if self.outputs.len() > shape.outs {
             return Err(bad("outputs", self.outputs.len(), shape.outs));
         }
+        check_wanted(plan, self)?;
         if let Some(&out) = self.outputs.iter().find(|&&out| out as usize >= rows) {
             return Err(bad("output row", out as usize, rows));
         }
@@ -287,25 +298,6 @@ impl StepInputs<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether a row of an output may be read after a step of so many rows, into `len` floats; the output's place among
-/// [`Plan::outputs`].
-///
-/// # Errors
-/// [`RunError::BadInput`] when there is no such output or row, or its length is another.
-pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len: usize) -> Result<usize, RunError> {
-    let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
-    let place = plan.outputs().iter().position(|&(other, _)| other == output).ok_or_else(|| bad("output", 0, 0))?;
-    let value = plan.value(plan.outputs()[place].1);
-    let rows = step.of(value.rows);
-    if row >= rows {
-        return Err(bad("output row", row, rows));
-    }
-    if len != value.cols {
-        return Err(bad("output length", len, value.cols));
-    }
-    Ok(place)
 }
 
 /// Empties a list of the host and makes room in it for `len` elements.

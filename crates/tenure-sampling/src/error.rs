@@ -1,6 +1,7 @@
 //! The errors of this crate: values, not prose.
 
 use crate::diffusion::{Method, SigmaRule};
+use crate::need::Need;
 use crate::params::Stage;
 
 /// What sampling, its parameters, a stop list or a diffusion schedule can refuse.
@@ -21,7 +22,7 @@ pub enum SamplingError {
         stage: Stage,
     },
     /// The logits hold NaN or +inf, or nothing but -inf.
-    #[error("logits are not finite: {nan} NaN, {pos_inf} +inf, {neg_inf} -inf of {vocab}")]
+    #[error("logits are not finite: {nan} NaN, {pos_inf} +inf, {neg_inf} -inf of {seen}")]
     NonFiniteLogits {
         /// How many are NaN.
         nan: usize,
@@ -29,8 +30,8 @@ pub enum SamplingError {
         pos_inf: usize,
         /// How many are -inf (allowed, unless all are).
         neg_inf: usize,
-        /// How many logits there are.
-        vocab: usize,
+        /// How many logits were looked at: a row, or the largest of one ([`crate::Sampler::sample_top`]).
+        seen: usize,
     },
     /// Biases of -inf left no token to choose from.
     #[error("the logit biases ban every token that the logits allow (vocabulary of {vocab})")]
@@ -45,6 +46,15 @@ pub enum SamplingError {
         got: usize,
         /// Logits expected.
         want: usize,
+    },
+    /// The largest logits of a row do not make up for the row: fewer were given than the sampler needs, or it needs all
+    /// ([`crate::Sampler::need`]).
+    #[error("{got} of the largest logits given, the sampler needs {need:?}")]
+    TooFewLogits {
+        /// Logits given.
+        got: usize,
+        /// What is needed.
+        need: Need,
     },
     /// A token id is not in the vocabulary.
     #[error("token {token} is outside the vocabulary of {vocab}")]

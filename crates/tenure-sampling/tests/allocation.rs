@@ -122,6 +122,29 @@ fn an_ascending_row_does_not_allocate_either() {
 }
 
 #[test]
+fn sampling_from_the_largest_does_not_allocate() {
+    let mut row = vec![0.0; VOCAB];
+    fill(&mut row, 1);
+    let mut top: Vec<(u32, f32)> = (0..).zip(row).collect();
+    top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let penalised = SamplerParams {
+        penalty_repeat: 1.2,
+        stages: vec![Stage::TopK, Stage::Penalties, Stage::TopP, Stage::Temperature],
+        ..SamplerParams::default()
+    };
+    for params in [SamplerParams::default(), SamplerParams::greedy(), penalised] {
+        let mut sampler = Sampler::new(params, VOCAB, 4096).unwrap();
+        let n = allocations(|| {
+            for _ in 0..20 {
+                let sampled = sampler.sample_top(&top[..128]).unwrap();
+                sampler.accept(sampled.token).unwrap();
+            }
+        });
+        assert_eq!(n, 0);
+    }
+}
+
+#[test]
 fn stop_matching_and_logprobs_do_not_allocate_once_warm() {
     let mut stop = StopMatcher::new(["</s>", "\n\nUser:"]).unwrap();
     let mut row = vec![0.0; VOCAB];

@@ -24,6 +24,7 @@ use crate::raw::instance::Instance;
 use crate::raw::pipeline::Pipelines;
 use crate::raw::upload::Staging;
 use crate::raw::validation::ValidationLog;
+use crate::tops::Tops;
 
 /// Which device, and how it is used.
 #[derive(Clone, Debug, Default)]
@@ -160,7 +161,14 @@ impl Shared {
             magnitudes: vec![1.0; ropes],
             hidden: 0,
             outputs: vec![0; plan.outputs().len()],
+            tops: 0,
         }
+    }
+
+    /// Bytes that kernels leave for one another: parts of attention, which are joined before the largest logits of parts of
+    /// rows are looked for in the same place.
+    pub(crate) fn scratch_bytes(&self, plan: &Plan) -> u64 {
+        scratch_bytes(plan, self.bounds().window).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
     }
 
     /// An error of lowering, as a backend reports it.
@@ -245,7 +253,7 @@ unsafe impl Backend for Vulkan {
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {
-        ByteSize::new(scratch_bytes(plan, self.shared.bounds().window))
+        ByteSize::new(self.shared.scratch_bytes(plan))
     }
 
     fn exchange(&self, plan: &Plan) -> ByteSize {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tenure_device::DeviceError;
-use tenure_graph::{KvType, Plan, Rows};
+use tenure_device::{DeviceError, StepRows, Wanted, top_len};
+use tenure_graph::{KvType, OutputId, Plan, Rows, Val};
 
 use crate::backend::Vulkan;
 use crate::hazard::{Access, Hazards};
@@ -11,6 +11,7 @@ use crate::kernel::Kernel;
 use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
 use crate::lower::{Dispatch, lower, pieces};
+use crate::tops::ENTRY;
 
 /// The commands of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,11 +26,13 @@ pub struct Explanation {
     pub weight_bytes: u64,
     /// Bytes of values that kernels read and write, without the KV cache.
     pub value_bytes: u64,
+    /// Bytes of results that the host reads.
+    pub read_back_bytes: u64,
 }
 
 impl Vulkan {
-    /// Counts what a step of `plan` with so many rows and outputs takes on this device, with a KV cache of `kv_blocks`
-    /// blocks. The rows are the last of a sequence as long as the plan's context.
+    /// Counts what a step of `plan` with so many rows takes on this device, with a KV cache of `kv_blocks` blocks, where
+    /// `wanted` says what is wanted of each output. The rows are the last of a sequence as long as the plan's context.
     ///
     /// # Errors
     /// [`DeviceError::TooLarge`] when something fits into no binding.
@@ -38,7 +41,7 @@ impl Vulkan {
         plan: &Plan,
         (kv, kv_blocks): (KvType, usize),
         rows: usize,
-        outs: usize,
+        wanted: &[Wanted],
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
         let sites = shared.nowhere(plan, kv, Some(kv_blocks));
@@ -46,19 +49,18 @@ impl Vulkan {
         let align = shared.gpu.limits.align;
         let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
         let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };
-        let many = Many::kind(&dispatches, placed, outs);
+        let step = StepRows { step: rows, out: wanted.len() };
+        let many = Many::kind(&dispatches, placed, wanted.len());
         let pieces = pieces(&dispatches, plan.shape(), many);
-        let mut explanation = Explanation { submissions: pieces.len(), ..Explanation::default() };
+        let read_back_bytes = read_back(plan, step, wanted);
+        let mut explanation = Explanation { submissions: pieces.len(), read_back_bytes, ..Explanation::default() };
         for piece in pieces {
             let mut hazards = Hazards::default();
             for dispatch in dispatches[piece].iter().filter(|dispatch| dispatch.is_in(many)) {
                 explanation.barriers += usize::from(hazards.must_wait(dispatch.bound(align)));
-                let rows = match dispatch.grid.rows {
-                    Rows::Step => rows,
-                    Rows::Out => outs,
-                };
+                let rows = dispatch.rows(step, wanted);
                 let groups = dispatch.groups(many, rows, placed);
-                // What there is nothing to do for is recorded, but costs next to nothing.
+                // What there is nothing to do for, or nobody wants, is recorded, but costs next to nothing.
                 if !groups.contains(&0) {
                     explanation.count(dispatch, many, rows, groups);
                 }
@@ -66,6 +68,25 @@ impl Vulkan {
         }
         Ok(explanation)
     }
+}
+
+/// Bytes of results that the host reads.
+fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
+    let of = |&(output, val): &(OutputId, Val)| {
+        let value = plan.value(val);
+        let row = value.cols as u64 * WORD;
+        match (output, value.rows) {
+            (OutputId::Logits, Rows::Out) => wanted
+                .iter()
+                .map(|wanted| match *wanted {
+                    Wanted::Row => row,
+                    Wanted::Top(k) => top_len(k, value.cols) as u64 * ENTRY,
+                })
+                .sum(),
+            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_), rows) => step.of(rows) as u64 * row,
+        }
+    };
+    plan.outputs().iter().map(of).sum()
 }
 
 impl Explanation {

@@ -27,6 +27,8 @@ pub(crate) enum Kernel {
     Softcap,
     TakeRows,
     Copy,
+    /// The largest logits of a part of a row, or of all its parts.
+    TopK,
 }
 
 /// Which variants of the kernels a device runs. Every kernel has a plain one; the fastest that is there is taken.
@@ -78,7 +80,7 @@ pub(crate) const MOST_BINDINGS: usize = 4;
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
-    pub(crate) const ALL: [Kernel; 15] = [
+    pub(crate) const ALL: [Kernel; 16] = [
         Kernel::Embed,
         Kernel::RmsNorm,
         Kernel::MatVec,
@@ -94,6 +96,7 @@ impl Kernel {
         Kernel::Softcap,
         Kernel::TakeRows,
         Kernel::Copy,
+        Kernel::TopK,
     ];
 
     /// Its name: the stem of its file.
@@ -114,6 +117,7 @@ impl Kernel {
             Kernel::Softcap => "softcap",
             Kernel::TakeRows => "take_rows",
             Kernel::Copy => "copy",
+            Kernel::TopK => "top_k",
         }
     }
 
@@ -141,7 +145,8 @@ impl Kernel {
             | Kernel::Scale
             | Kernel::Softcap
             | Kernel::TakeRows
-            | Kernel::Copy => self.plain(),
+            | Kernel::Copy
+            | Kernel::TopK => self.plain(),
         }
     }
 
@@ -162,6 +167,7 @@ impl Kernel {
             Kernel::Softcap => include_bytes!("../../../kernels/prebuilt/vulkan/softcap.spv"),
             Kernel::TakeRows => include_bytes!("../../../kernels/prebuilt/vulkan/take_rows.spv"),
             Kernel::Copy => include_bytes!("../../../kernels/prebuilt/vulkan/copy.spv"),
+            Kernel::TopK => include_bytes!("../../../kernels/prebuilt/vulkan/top_k.spv"),
         }
     }
 
@@ -181,11 +187,12 @@ impl Kernel {
             | Kernel::Scale
             | Kernel::Softcap
             | Kernel::TakeRows
-            | Kernel::Copy => 2,
+            | Kernel::Copy
+            | Kernel::TopK => 2,
         }
     }
 
-    /// Whether it reads tokens, positions, block tables or output rows.
+    /// Whether it reads tokens, positions, block tables, output rows or what is wanted of them.
     pub(crate) const fn reads_inputs(self) -> bool {
         match self {
             Kernel::Embed
@@ -194,15 +201,16 @@ impl Kernel {
             | Kernel::Attention
             | Kernel::AttentionJoin
             | Kernel::AttentionRows
-            | Kernel::TakeRows => true,
+            | Kernel::TakeRows
+            | Kernel::Copy
+            | Kernel::TopK => true,
             Kernel::RmsNorm
             | Kernel::MatVec
             | Kernel::MatMul
             | Kernel::Glu
             | Kernel::Add
             | Kernel::Scale
-            | Kernel::Softcap
-            | Kernel::Copy => false,
+            | Kernel::Softcap => false,
         }
     }
 
@@ -211,7 +219,7 @@ impl Kernel {
         match self {
             Kernel::MatVec => Tile { columns: 8, rows: 4 },
             Kernel::MatMul => Tile { columns: 64, rows: 32 },
-            Kernel::RmsNorm | Kernel::Attention | Kernel::AttentionJoin => Tile { columns: 1, rows: 1 },
+            Kernel::RmsNorm | Kernel::Attention | Kernel::AttentionJoin | Kernel::TopK => Tile { columns: 1, rows: 1 },
             Kernel::AttentionRows => Tile { columns: 1, rows: 8 },
             Kernel::Rope | Kernel::KvStore => Tile { columns: 128, rows: 1 },
             Kernel::Embed

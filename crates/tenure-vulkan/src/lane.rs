@@ -7,7 +7,6 @@ use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, Weig
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
-use crate::attention::scratch_bytes;
 use crate::backend::Shared;
 use crate::exchange::SLOTS;
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
@@ -183,7 +182,7 @@ impl Lane for VulkanLane {
         let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
         let lease = memory.exchange.as_ref().ok_or(missing)?;
         let exchange_buffer = self.buffer(lease.raw(), 0, exchange.bytes, "exchange")?;
-        let need = scratch_bytes(&plan, shared.bounds().window);
+        let need = shared.scratch_bytes(&plan);
         let scratch = match &memory.scratch {
             _ if need == 0 => exchange_buffer.clone(),
             Some(lease) => self.buffer(lease.raw(), 0, need, "scratch")?,
@@ -237,6 +236,7 @@ impl Lane for VulkanLane {
             magnitudes,
             hidden: exchange.hidden,
             outputs: exchange.outputs.clone(),
+            tops: exchange.tops,
         };
         let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let parts = Parts {

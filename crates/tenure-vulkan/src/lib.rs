@@ -27,6 +27,7 @@ mod lane;
 mod layout;
 mod lower;
 mod raw;
+mod tops;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};

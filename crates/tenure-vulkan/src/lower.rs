@@ -3,7 +3,8 @@
 //! A binding shows a kernel only so many bytes, and a grid has only so many workgroups in a direction, so a step may
 //! take several dispatches: parts of a weight's rows, of the step's rows, or of a cache's heads.
 
-use tenure_graph::{KvLayerId, KvType, Op, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
+use tenure_device::{StepRows, Wanted};
+use tenure_graph::{KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::attention::{Parts, part_bytes, shared_and_left};
@@ -11,6 +12,7 @@ use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
 use crate::kinds::{FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
+use crate::tops::{ENTRY, PART, Tops};
 
 /// One run of a kernel.
 #[derive(Clone, Debug)]
@@ -58,6 +60,8 @@ pub(crate) struct Grid {
 
 /// Multiplications of one submission: below what a slow device does before its driver loses patience.
 const PIECE: u64 = 30_000_000_000;
+/// The constant of [`Kernel::Copy`] where rows may be unwanted.
+const LOGITS: u32 = 1;
 
 /// What bounds a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub(crate) struct Sites {
     pub(crate) hidden: u64,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
+    /// Offset of the largest logits.
+    pub(crate) tops: u64,
 }
 
 /// Something that fits into no binding.
@@ -123,8 +129,13 @@ pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Di
     for step in plan.steps() {
         lowering.step(step)?;
     }
-    for (&(_, val), &offset) in plan.outputs().iter().zip(&sites.outputs) {
-        lowering.read_back(val, offset)?;
+    let tops = Tops::of(plan);
+    for (&(output, val), &offset) in plan.outputs().iter().zip(&sites.outputs) {
+        let constant = if tops.is_some() && output == OutputId::Logits { LOGITS } else { 0 };
+        lowering.read_back(val, constant, offset)?;
+    }
+    if let Some(tops) = tops {
+        lowering.top(tops)?;
     }
     Ok(lowering.dispatches)
 }
@@ -361,13 +372,31 @@ impl Lowering<'_> {
     }
 
     /// Copies an output to where the host reads it.
-    fn read_back(&mut self, val: Val, offset: u64) -> Result<(), TooLarge> {
+    fn read_back(&mut self, val: Val, constant: u32, offset: u64) -> Result<(), TooLarge> {
         let (cols, buffer) = (self.cols(val), self.sites.exchange);
         self.by_rows(&[val], |me, run| {
             let offset = offset + run.first * cols * WORD;
             let to = (Region { buffer, offset, bytes: run.count * cols * WORD }, Access::Write);
-            me.push(Kernel::Copy, [0; 2], vec![me.read(val, run), to], vec![cols as u32], cols, run, 0);
+            me.push(Kernel::Copy, [constant, 0], vec![me.read(val, run), to], vec![cols as u32], cols, run, 0);
         })
+    }
+
+    /// Finds the largest logits and puts them where the host reads them.
+    fn top(&mut self, tops: Tops) -> Result<(), TooLarge> {
+        let Tops { logits, cols, parts, room, outs } = tops;
+        let (lists, list) = (parts * room * ENTRY, room * ENTRY);
+        let most = self.bounds.groups;
+        for (first, count) in self.windows(outs, lists.max(cols * WORD), most, || format!("a row of {logits}"))? {
+            let run = Run { rows: Rows::Out, first, count };
+            let of = |buffer, offset, row| Region { buffer, offset: offset + first * row, bytes: count * row };
+            let found = of(self.sites.scratch, 0, lists);
+            let back = of(self.sites.exchange, self.sites.tops, list);
+            let words = [cols, PART, parts, room].map(|word| word as u32).to_vec();
+            let row = self.read(logits, run);
+            self.push(Kernel::TopK, [0; 2], vec![row, (found, Access::Write)], words.clone(), parts, run, 0);
+            self.push(Kernel::TopK, [1, 0], vec![(found, Access::Read), (back, Access::Write)], words, 1, run, 0);
+        }
+        Ok(())
     }
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
@@ -559,6 +588,16 @@ impl Dispatch {
         }
     }
 
+    /// How many rows of a step it looks at, given what is wanted of the outputs.
+    pub(crate) fn rows(&self, step: StepRows, wanted: &[Wanted]) -> usize {
+        let is_top = |wanted: &Wanted| matches!(wanted, Wanted::Top(_));
+        match (self.kernel, self.constants[0]) {
+            (Kernel::TopK, _) if !wanted.iter().any(is_top) => 0,
+            (Kernel::Copy, LOGITS) if wanted.iter().all(is_top) => 0,
+            _ => step.of(self.grid.rows),
+        }
+    }
+
     /// What lies behind the bindings, which begin at multiples of `align`: a little before what is meant, maybe.
     pub(crate) fn bound(&self, align: u64) -> impl Iterator<Item = (Region, Access)> + Clone {
         self.operands.iter().map(move |&(region, access)| {
@@ -644,6 +683,7 @@ mod tests {
             magnitudes: Vec::new(),
             hidden: 0,
             outputs: vec![512],
+            tops: 1 << 20,
         }
     }
 
@@ -653,7 +693,8 @@ mod tests {
         let whole = Bounds { window: 1 << 27, groups: 65_535 };
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
-        assert_eq!(always.count(), plan.steps().len() + 1, "one for each operation, and the copy of the output");
+        let count = plan.steps().len() + 3;
+        assert_eq!(always.count(), count, "one for each operation, the copy of the output, two for its top");
         let small = Bounds { window: 4096, groups: 20 };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());

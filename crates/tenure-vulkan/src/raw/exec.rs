@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
-use tenure_device::{DeviceError, Exec, RunError, StepInputs, StepRows, Stop, check_all, check_read};
+use tenure_device::{DeviceError, Exec, LastStep, RunError, StepInputs, Stop, check_all};
 use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
@@ -19,6 +19,7 @@ use crate::raw::device::{Gpu, GpuError};
 use crate::raw::pipeline::Pipelines;
 use crate::raw::ticks::{Tick, Ticks};
 use crate::raw::upload::failed;
+use crate::tops::Tops;
 
 /// A plan bound to memory: command buffers for each kind of step, twice, each time with inputs of its own.
 pub(crate) struct VulkanExec {
@@ -32,8 +33,8 @@ pub(crate) struct VulkanExec {
     writer: Writer,
     written: Vec<u64>,
     slot: usize,
-    /// Rows of the last step, if it ended well.
-    last: StepRows,
+    /// What may be read.
+    last: LastStep,
 }
 
 /// What an executable is made of.
@@ -88,17 +89,8 @@ impl VulkanExec {
         let ticks = Ticks::new(&parts.gpu).map_err(fail)?;
         let written = Vec::with_capacity(shape.rows);
         let writer = Writer::default();
-        Ok(VulkanExec {
-            parts,
-            recordings,
-            ticks,
-            _commands: commands,
-            _sets: sets,
-            writer,
-            written,
-            slot: 0,
-            last: StepRows::default(),
-        })
+        let last = LastStep::new(&parts.plan);
+        Ok(VulkanExec { parts, recordings, ticks, _commands: commands, _sets: sets, writer, written, slot: 0, last })
     }
 
     /// Waits for a submission, until a stop is due.
@@ -112,7 +104,7 @@ impl VulkanExec {
 
 impl Exec for VulkanExec {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
-        self.last = StepRows::default();
+        self.last.begin();
         step.check(&self.parts.plan, self.parts.kv_blocks, &mut self.written)?;
         if self.parts.gpu.is_lost() {
             return Err(RunError::Lost { device: self.parts.gpu.name() });
@@ -148,13 +140,13 @@ impl Exec for VulkanExec {
             under_way[at % AHEAD] = Some(tick.map_err(|error| self.parts.failed(error))?);
         }
         self.wait(self.ticks.last(), stops)?;
-        self.last = step.rows();
+        self.last.end(step);
         Ok(())
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
-        let place = check_read(plan, output, row, self.last, into.len())?;
+        let place = self.last.check_read(plan, output, row, into.len())?;
         let cols = into.len() as u64;
         let at = exchange.outputs[place] + row as u64 * cols * WORD;
         // SAFETY: the last step has ended (there are no rows otherwise), so nothing writes its outputs.
@@ -162,6 +154,19 @@ impl Exec for VulkanExec {
         let Some(words) = words else { return Err(self.parts.unmapped()) };
         for (into, &word) in into.iter_mut().zip(&*words) {
             *into = f32::from_bits(word);
+        }
+        Ok(())
+    }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
+        self.last.check_read_top(plan, row, into.len())?;
+        let row_words = Tops::of(plan).map_or(0, Tops::row_words);
+        let at = exchange.tops + row as u64 * row_words * WORD;
+        // SAFETY: as for `read`.
+        let Some(words) = (unsafe { exchange_buffer.words(at, row_words) }) else { return Err(self.parts.unmapped()) };
+        for (into, &[id, logit]) in into.iter_mut().zip(words.as_chunks().0) {
+            *into = (id, f32::from_bits(logit));
         }
         Ok(())
     }
