@@ -257,7 +257,7 @@ fn devices(binding: u64) -> [Caps; 2] {
         no_timeline_semaphores: true,
         no_mapped_memory: true,
         binding: Some(ByteSize::new(binding)),
-        allocation: None,
+        ..Caps::default()
     };
     [Caps::default(), lesser]
 }

@@ -30,7 +30,7 @@ fn lesser() -> Caps {
         no_timeline_semaphores: true,
         no_mapped_memory: true,
         binding: Some(ByteSize::new(256 << 10)),
-        allocation: None,
+        ..Caps::default()
     }
 }
 

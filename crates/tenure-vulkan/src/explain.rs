@@ -43,7 +43,7 @@ impl Vulkan {
         let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let align = shared.gpu.limits.align;
         let many = Many::kind(rows, outs);
-        let pieces = pieces(&dispatches, plan.shape(), many);
+        let pieces = pieces(&dispatches, plan.shape(), many, shared.gpu.limits.work);
         let mut explanation = Explanation { submissions: pieces.len(), ..Explanation::default() };
         for piece in pieces {
             let mut hazards = Hazards::default();

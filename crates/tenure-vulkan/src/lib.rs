@@ -25,6 +25,8 @@ mod lane;
 mod layout;
 mod lower;
 mod raw;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};

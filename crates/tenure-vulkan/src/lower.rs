@@ -38,8 +38,6 @@ pub(crate) struct Grid {
     pub(crate) most: u64,
 }
 
-/// Multiplications of one submission: below what a slow device does before its driver loses patience.
-const PIECE: u64 = 30_000_000_000;
 /// Up to so many rows, products are computed by the kernel for few.
 pub(crate) const FEW: usize = 8;
 
@@ -50,6 +48,8 @@ pub(crate) struct Bounds {
     pub(crate) window: u64,
     /// The most workgroups in one direction.
     pub(crate) groups: u64,
+    /// The most multiplications of one submission, as long as one row has no more.
+    pub(crate) work: u64,
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -109,17 +109,19 @@ pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Di
     Ok(lowering.dispatches)
 }
 
-/// Divides the dispatches into submissions of bounded work.
-pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many) -> Vec<std::ops::Range<usize>> {
+/// Divides the dispatches into submissions of so many multiplications at most, or of one dispatch that has more.
+pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many, most: u64) -> Vec<std::ops::Range<usize>> {
     let (mut pieces, mut first, mut work) = (Vec::new(), 0, 0u64);
     for (at, dispatch) in dispatches.iter().enumerate() {
-        let capacity = shape.capacity(dispatch.grid.rows).min(dispatch.grid.most as usize);
+        let capacity = shape.capacity(dispatch.grid.rows);
         let rows = if many.of(dispatch.grid.rows) { capacity } else { capacity.min(FEW) };
-        work = work.saturating_add(dispatch.work.saturating_mul(rows as u64));
-        if work >= PIECE {
-            pieces.push(first..at + 1);
-            (first, work) = (at + 1, 0);
+        let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
+        let own = dispatch.work.saturating_mul(rows);
+        if work.saturating_add(own) > most && at > first {
+            pieces.push(first..at);
+            (first, work) = (at, 0);
         }
+        work = work.saturating_add(own);
     }
     if first < dispatches.len() {
         pieces.push(first..dispatches.len());
@@ -209,7 +211,7 @@ impl Lowering<'_> {
         let most = self.bounds.groups * u64::from(tile);
         for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
             let weight = self.rows_of(w, row, first, count);
-            self.by_rows(&[x, out], |me, run| {
+            self.by_rows_of_work(&[x, out], k * count, |me, run| {
                 let x = me.read(x, run);
                 // What is bound in place of a bias that is not there is not read.
                 let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
@@ -262,13 +264,14 @@ impl Lowering<'_> {
         let (head_dim, group) = (kv.head_dim as u64, (heads / kv.heads) as u64);
         let context = self.plan.shape().context as u64;
         for part in self.heads(layer)? {
-            self.by_rows(&[q, out], |me, run| {
+            let count = part.count * group;
+            let work = 2 * count * head_dim * context;
+            self.by_rows_of_work(&[q, out], work, |me, run| {
                 let operands = vec![me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
                 let words = words.iter().map(|&word| word as u32).chain(scoring).collect();
                 let constants = [me.kv_format(), head_dim as u32];
-                let count = part.count * group;
-                me.push(Kernel::Attention, constants, operands, words, count, run, 2 * count * head_dim * context);
+                me.push(Kernel::Attention, constants, operands, words, count, run, work);
             })?;
         }
         Ok(())
@@ -316,13 +319,25 @@ impl Lowering<'_> {
     }
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
-    fn by_rows(&mut self, values: &[Val], mut each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+    fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+        self.by_rows_of_work(values, 0, each)
+    }
+
+    /// The same where each row takes so many multiplications, of which a submission bears a number.
+    fn by_rows_of_work(
+        &mut self,
+        values: &[Val],
+        work: u64,
+        mut each: impl FnMut(&mut Self, Run),
+    ) -> Result<(), TooLarge> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
         let capacity = self.plan.shape().capacity(rows) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
         let row = self.cols(widest) * WORD;
-        for (first, count) in self.windows(capacity, row, self.bounds.groups, || format!("a row of {widest}"))? {
+        let bearable = (self.bounds.work / work.max(1)).max(1);
+        let most = self.bounds.groups.min(bearable);
+        for (first, count) in self.windows(capacity, row, most, || format!("a row of {widest}"))? {
             each(self, Run { rows, first, count });
         }
         Ok(())
@@ -589,10 +604,10 @@ mod tests {
     #[test]
     fn what_is_divided_is_covered_once_and_fits() {
         let plan = plan();
-        let whole = Bounds { window: 1 << 27, groups: 65_535 };
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         assert_eq!(few.len(), plan.steps().len() + 1, "one for each operation, and the copy of the output");
-        let small = Bounds { window: 4096, groups: 20 };
+        let small = Bounds { window: 4096, groups: 20, work: u64::MAX };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));
@@ -616,11 +631,36 @@ mod tests {
     }
 
     #[test]
+    fn no_submission_has_more_work_than_is_bearable() {
+        let plan = plan();
+        let sites = sites(&plan, Some(8));
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        // Three rows of one product, which has 64 x 64 multiplications a row.
+        let small = Bounds { work: 3 * 64 * 64, ..whole };
+        let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
+        let many = Many { step: true, outs: true };
+        assert_eq!(pieces(&few, plan.shape(), many, whole.work), [0..few.len()]);
+        let pieces = pieces(&parts, plan.shape(), many, small.work);
+        assert!(pieces.len() > 10, "{pieces:?}");
+        let rows = |part: &Dispatch| (plan.shape().capacity(part.grid.rows) as u64 - part.grid.first).min(part.grid.most);
+        let mut next = 0;
+        for piece in pieces {
+            assert_eq!(piece.start, next);
+            next = piece.end;
+            let parts = &parts[piece];
+            let work: u64 = parts.iter().map(|part| part.work * rows(part)).sum();
+            // One row that has more cannot be divided.
+            assert!(work <= small.work || (parts.len() == 1 && rows(&parts[0]) == 1), "{parts:?}");
+        }
+        assert_eq!(next, parts.len());
+    }
+
+    #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535 }).expect_err("tiny");
+        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX }).expect_err("tiny");
         assert_eq!(error.most, ByteSize::new(100));
-        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535 });
+        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
     }
 

@@ -81,6 +81,15 @@ impl Engine {
         Engine { device }
     }
 
+    /// An engine on the same device opened anew, with the same options and budget and nothing loaded: the way on after
+    /// [`crate::ErrorKind::DeviceLost`]. Models and sessions of this engine keep to the old device.
+    ///
+    /// # Errors
+    /// When the device cannot be opened.
+    pub fn reopen(&self) -> Result<Self, Error> {
+        Ok(Engine::on(self.device.reopen()?))
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
