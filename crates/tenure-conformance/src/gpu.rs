@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use tenure_device::Backend;
+use tenure_tensor::ByteSize;
+use tenure_vulkan::testing::Driver;
 use tenure_vulkan::{Caps, ValidationLog, Vulkan, VulkanError, VulkanOptions};
 
 /// An open device, and what the validation layer says about its use.
@@ -19,9 +22,17 @@ impl Gpu {
     /// # Panics
     /// When there is a device that cannot be opened, or none in CI.
     pub fn open(caps: Caps) -> Option<Gpu> {
+        Gpu::open_failing(caps, Driver::default())
+    }
+
+    /// The same, with a driver that fails as it is told to.
+    ///
+    /// # Panics
+    /// As [`Gpu::open`].
+    pub fn open_failing(caps: Caps, driver: Driver) -> Option<Gpu> {
         let log = ValidationLog::new();
         let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
-        match Vulkan::open(&options) {
+        match Vulkan::open_failing(&options, driver) {
             Ok(backend) => Some(Gpu { backend: Arc::new(backend), log }),
             Err(
                 error @ (VulkanError::NoLoader { .. }
@@ -38,6 +49,11 @@ impl Gpu {
             }
             Err(error) => panic!("a device is there and cannot be opened: {error}"),
         }
+    }
+
+    /// What the backend has allocated beside its overhead.
+    pub fn allocated(&self) -> ByteSize {
+        self.backend.allocated().saturating_sub(self.backend.overhead())
     }
 
     /// Closes the device, and sees to it that the validation layer had nothing to say, objects left behind included.
