@@ -8,7 +8,7 @@ use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
 use crate::backend::Shared;
-use crate::exchange::SLOTS;
+use crate::exchange::{COUNT_BYTES, SLOTS};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 use crate::lower::{Sites, TooLarge, lower, ropes};
 use crate::raw::buffer::Buffer;
@@ -230,6 +230,11 @@ impl Lane for VulkanLane {
             outputs: exchange.outputs.clone(),
         };
         let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
+        if dispatches.len() as u64 > exchange.dispatches {
+            let counts = |dispatches: u64| ByteSize::new(COUNT_BYTES).times(dispatches);
+            let (got, need) = (counts(exchange.dispatches), counts(dispatches.len() as u64));
+            return Err(DeviceError::WrongMemory { what: "exchange", got, need });
+        }
         let parts = Parts {
             gpu: shared.gpu.clone(),
             pipelines: shared.pipelines.clone(),

@@ -265,13 +265,15 @@ impl Lowering<'_> {
         let context = self.plan.shape().context as u64;
         for part in self.heads(layer)? {
             let count = part.count * group;
-            let work = 2 * count * head_dim * context;
-            self.by_rows_of_work(&[q, out], work, |me, run| {
+            let work = |heads: u64| 2 * heads * head_dim * context;
+            // By the rows that all heads can have, however they are divided: then there are never more dispatches than
+            // with every head by itself.
+            self.by_rows_of_work(&[q, out], work(heads as u64), |me, run| {
                 let operands = vec![me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
                 let words = words.iter().map(|&word| word as u32).chain(scoring).collect();
                 let constants = [me.kv_format(), head_dim as u32];
-                me.push(Kernel::Attention, constants, operands, words, count, run, work);
+                me.push(Kernel::Attention, constants, operands, words, count, run, work(count));
             })?;
         }
         Ok(())
@@ -626,8 +628,15 @@ mod tests {
         }
         assert_eq!(next, 300);
         // The most there can be is what memory for them is planned by.
-        let most = lower(&plan, &sites(&plan, None), small).expect("fits");
-        assert!(parts.len() <= most.len());
+        for blocks in [1, 8] {
+            for work in [1, 1000, 10_000, 13_000, 30_000, 100_000, u64::MAX] {
+                for bounds in [Bounds { work, ..small }, Bounds { work, ..whole }] {
+                    let Ok(parts) = lower(&plan, &sites(&plan, Some(blocks)), bounds) else { continue };
+                    let most = lower(&plan, &sites(&plan, None), bounds).expect("fits");
+                    assert!(parts.len() <= most.len(), "{blocks} blocks, {bounds:?}");
+                }
+            }
+        }
     }
 
     #[test]
