@@ -131,7 +131,11 @@ pub fn planned_bytes(engine: &Engine, allocated: impl Fn() -> ByteSize) -> usize
             segments = segments.max(plan.footprint().segments().len());
             let most = engine.device().backend().largest_segment();
             let too_large = plan.footprint().segments().iter().any(|&(_, bytes)| bytes > most);
-            assert_eq!((engine.report().allocated, allocated()), (ByteSize::ZERO, ByteSize::ZERO), "planning allocates");
+            assert_eq!(
+                (engine.report().allocated, allocated()),
+                (ByteSize::ZERO, ByteSize::ZERO),
+                "planning allocates"
+            );
             let reservation = engine.reserve(&plan, &soon()).expect("fits");
             assert_eq!(engine.report().reserved, planned);
             let loaded = engine.load(plan, reservation, &LoadOptions::default());

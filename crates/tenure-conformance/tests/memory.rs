@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::{
-    ByteSize, CpuOptions, Deadline, Engine, ErrorKind, LoadOptions, Stop, Text, TextOptions, WeightStore,
-};
+use tenure::{ByteSize, CpuOptions, Deadline, Engine, ErrorKind, LoadOptions, Stop, Text, TextOptions, WeightStore};
 use tenure_conformance::checks::{self, soon};
 use tenure_conformance::fixture;
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenure::vulkan::Caps;
-use tenure::{ByteSize, Cancel, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, Stop, TextOptions};
+use tenure::{
+    ByteSize, Cancel, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, Stop, Text, TextOptions, WeightStore,
+};
 use tenure_conformance::checks::{PROMPT, load, nmse, same_bits, soon, whole_life};
 use tenure_conformance::{Faulty, Gpu, Poisoned, checks, fixture, goldens};
 use tenure_device::Backend;
@@ -69,6 +71,45 @@ fn results_depend_on_nothing_but_the_prompt() {
     }
     drop(engine);
     gpu.close();
+}
+
+/// Weights and caches larger than a binding are divided, and allocations are as small as they can be: the same bits.
+#[test]
+fn what_is_larger_than_a_binding_gives_the_same_bits() {
+    let small = Caps { binding: Some(ByteSize::new(20 << 10)), allocation: Some(ByteSize::new(112 << 10)), ..lesser() };
+    let Some(gpu) = Gpu::open(Caps { allocation: None, binding: None, ..small }) else { return };
+    let Some(divided) = Gpu::open(small) else { return };
+    let gpus = [&gpu, &divided];
+    let engines = gpus.map(|gpu| engine(gpu.backend.clone()));
+    let (mut tables, mut caches, mut segments) = (0, 0, 0);
+    for (name, golden) in goldens().expect("fixtures") {
+        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
+        let tokens = &case.tokens[..60];
+        let options = TextOptions { kv: KvType::F32, context: Some(64), batch: 40, ..TextOptions::default() };
+        let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));
+        let counts = [0, 1].map(|at| {
+            let plan = engines[at].plan::<Text>(&store, &options).expect("plans");
+            let cache = (KvType::F32, plan.step().shape().table_len());
+            let explained = gpus[at].backend.explain(plan.step(), cache, 40, 1).expect("fits");
+            let held = plan.footprint().segments().len();
+            (explained.dispatches["embed"], explained.dispatches["kv_store"], held)
+        });
+        tables += usize::from(counts[1].0 > counts[0].0);
+        caches += usize::from(counts[1].1 > counts[0].1);
+        segments += usize::from(counts[1].2 > counts[0].2);
+        let [whole, parts] = [0, 1].map(|at| {
+            let model = load(&engines[at], &golden, &options);
+            let mut session = model.session().expect("free");
+            let mut logits = session.evaluate(tokens, &soon()).expect("evaluates").to_vec();
+            logits.extend_from_slice(session.append(&[1], &soon()).expect("appends"));
+            logits
+        });
+        assert!(same_bits(&whole, &parts), "{name}");
+    }
+    assert!(tables >= 8 && caches >= 2 && segments >= 4, "divided: {tables} tables, {caches} caches, {segments} files");
+    drop(engines);
+    gpu.close();
+    divided.close();
 }
 
 #[test]

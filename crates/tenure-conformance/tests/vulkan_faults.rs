@@ -6,20 +6,16 @@ use std::time::{Duration, Instant};
 
 use tenure::vulkan::Caps;
 use tenure::{
-    ByteSize, Cancel, Deadline, Device, Engine, Error, ErrorKind, KvType, LoadOptions, ModelHandle, Stop, Text, TextOptions,
+    ByteSize, Cancel, Deadline, Device, Engine, Error, ErrorKind, KvType, LoadOptions, ModelHandle, Stop, Text,
+    TextOptions,
 };
 use tenure_conformance::checks::{PROMPT, load, same_bits, soon};
 use tenure_conformance::{DriverFault, DriverFaults, Gpu, fixture, goldens};
 use tenure_vulkan::testing::{Driver, Injected};
 
 /// As a discrete device without timeline semaphores.
-const LESSER: Caps = Caps {
-    no_timeline_semaphores: true,
-    no_mapped_memory: true,
-    binding: None,
-    allocation: None,
-    work: None,
-};
+const LESSER: Caps =
+    Caps { no_timeline_semaphores: true, no_mapped_memory: true, binding: None, allocation: None, work: None };
 /// What is more than any wait here needs on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -98,8 +94,7 @@ fn everybody_on_a_lost_device_is_told() {
     let old = engine(&gpu);
     let options = TextOptions { batch: 16, sequences: 2, ..TextOptions::default() };
     let (model, other) = (blocks(&old, &options), blocks(&old, &options));
-    let mut sessions =
-        [model.session().expect("free"), model.session().expect("free"), other.session().expect("free")];
+    let mut sessions = [model.session().expect("free"), model.session().expect("free"), other.session().expect("free")];
     let golden = sessions[0].evaluate(&PROMPT, &soon()).expect("evaluates").to_vec();
     for session in &mut sessions {
         session.evaluate(&PROMPT, &soon()).expect("evaluates");
@@ -217,7 +212,11 @@ fn memory_under_a_step_outlives_its_program() {
             let unload = scope.spawn(|| engine.unload(model, Deadline::after(SLACK)).expect("nobody uses it"));
             std::thread::sleep(Duration::from_millis(200));
             assert!(!unload.is_finished(), "returned while the device was at work");
-            assert_eq!((gpu.allocated(), engine.report().allocated), (held, held), "freed while the device was at work");
+            assert_eq!(
+                (gpu.allocated(), engine.report().allocated),
+                (held, held),
+                "freed while the device was at work"
+            );
             faults.disarm();
             unload.join().expect("no panic");
         });
@@ -250,7 +249,11 @@ fn no_memory_at_any_call_leaves_the_engine_usable() {
                 let outcome = short_life(&engine);
                 let fired = faults.struck().is_some();
                 faults.disarm();
-                assert_eq!((gpu.allocated(), engine.report().allocated), (ByteSize::ZERO, ByteSize::ZERO), "{call} {nth}");
+                assert_eq!(
+                    (gpu.allocated(), engine.report().allocated),
+                    (ByteSize::ZERO, ByteSize::ZERO),
+                    "{call} {nth}"
+                );
                 if !fired {
                     assert_eq!(outcome.expect("the fault never struck"), golden);
                     break;

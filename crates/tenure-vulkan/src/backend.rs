@@ -290,8 +290,7 @@ unsafe impl Backend for Vulkan {
             return Err(DeviceError::ForeignLease { what: "segment" });
         };
         // SAFETY: the caller's promise.
-        unsafe { fill(&self.shared.gpu, &buffer, word) }
-            .map_err(|error| error.of_device(&self.shared.gpu))
+        unsafe { fill(&self.shared.gpu, &buffer, word) }.map_err(|error| error.of_device(&self.shared.gpu))
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {

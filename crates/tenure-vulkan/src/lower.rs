@@ -651,7 +651,8 @@ mod tests {
         assert_eq!(pieces(&few, plan.shape(), many, whole.work), [0..few.len()]);
         let pieces = pieces(&parts, plan.shape(), many, small.work);
         assert!(pieces.len() > 10, "{pieces:?}");
-        let rows = |part: &Dispatch| (plan.shape().capacity(part.grid.rows) as u64 - part.grid.first).min(part.grid.most);
+        let rows =
+            |part: &Dispatch| (plan.shape().capacity(part.grid.rows) as u64 - part.grid.first).min(part.grid.most);
         let mut next = 0;
         for piece in pieces {
             assert_eq!(piece.start, next);
@@ -667,7 +668,8 @@ mod tests {
     #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX }).expect_err("tiny");
+        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX })
+            .expect_err("tiny");
         assert_eq!(error.most, ByteSize::new(100));
         let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");

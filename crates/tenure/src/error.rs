@@ -121,12 +121,12 @@ impl Error {
             | Cause::Stopped(stopped)
             | Cause::Run(RunError::Stopped(stopped))
             | Cause::Load { source: LoadError::Stopped(stopped), .. } => of_stopped(*stopped),
-            Cause::Carve(CarveError::Alloc { error: AllocError::Lost { .. }, .. }) | Cause::Run(RunError::Lost { .. }) => {
-                ErrorKind::DeviceLost
-            }
-            Cause::Budget(_) | Cause::Carve(_) | Cause::DoesNotFit { .. } | Cause::Run(RunError::OutOfMemory { .. }) => {
-                ErrorKind::OutOfMemory
-            }
+            Cause::Carve(CarveError::Alloc { error: AllocError::Lost { .. }, .. })
+            | Cause::Run(RunError::Lost { .. }) => ErrorKind::DeviceLost,
+            Cause::Budget(_)
+            | Cause::Carve(_)
+            | Cause::DoesNotFit { .. }
+            | Cause::Run(RunError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => of_device(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
                 error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
