@@ -76,12 +76,12 @@ fn results_depend_on_nothing_but_the_prompt() {
 /// Weights and caches larger than a binding are divided, and allocations are as small as they can be: the same bits.
 #[test]
 fn what_is_larger_than_a_binding_gives_the_same_bits() {
-    let small = Caps { binding: Some(ByteSize::new(20 << 10)), allocation: Some(ByteSize::new(112 << 10)), ..lesser() };
+    let small = Caps { binding: Some(ByteSize::new(14 << 10)), allocation: Some(ByteSize::new(112 << 10)), ..lesser() };
     let Some(gpu) = Gpu::open(Caps { allocation: None, binding: None, ..small }) else { return };
     let Some(divided) = Gpu::open(small) else { return };
     let gpus = [&gpu, &divided];
     let engines = gpus.map(|gpu| engine(gpu.backend.clone()));
-    let (mut tables, mut caches, mut segments) = (0, 0, 0);
+    let (mut tables, mut caches, mut segments, mut indivisible) = (0, 0, 0, 0);
     for (name, golden) in goldens().expect("fixtures") {
         let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
         let tokens = &case.tokens[..60];
@@ -90,13 +90,18 @@ fn what_is_larger_than_a_binding_gives_the_same_bits() {
         let counts = [0, 1].map(|at| {
             let plan = engines[at].plan::<Text>(&store, &options).expect("plans");
             let cache = (KvType::F32, plan.step().shape().table_len());
-            let explained = gpus[at].backend.explain(plan.step(), cache, 40, 1).expect("fits");
+            let explained = gpus[at].backend.explain(plan.step(), cache, 40, 1).ok()?;
             let held = plan.footprint().segments().len();
-            (explained.dispatches["embed"], explained.dispatches["kv_store"], held)
+            Some((explained.dispatches["embed"], explained.dispatches["kv_store"], held))
         });
-        tables += usize::from(counts[1].0 > counts[0].0);
-        caches += usize::from(counts[1].1 > counts[0].1);
-        segments += usize::from(counts[1].2 > counts[0].2);
+        let [Some(whole), Some(parts)] = counts else {
+            // One head's cache is larger than a binding.
+            indivisible += 1;
+            continue;
+        };
+        tables += usize::from(parts.0 > whole.0);
+        caches += usize::from(parts.1 > whole.1);
+        segments += usize::from(parts.2 > whole.2);
         let [whole, parts] = [0, 1].map(|at| {
             let model = load(&engines[at], &golden, &options);
             let mut session = model.session().expect("free");
@@ -107,6 +112,7 @@ fn what_is_larger_than_a_binding_gives_the_same_bits() {
         assert!(same_bits(&whole, &parts), "{name}");
     }
     assert!(tables >= 8 && caches >= 2 && segments >= 4, "divided: {tables} tables, {caches} caches, {segments} files");
+    assert!(indivisible <= 1, "{indivisible} models were not tried");
     drop(engines);
     gpu.close();
     divided.close();
