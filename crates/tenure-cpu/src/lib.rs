@@ -7,6 +7,8 @@ mod layout;
 mod lower;
 mod raw;
 pub mod simd;
+mod support;
 
 pub use backend::{Cpu, CpuOptions};
 pub use host::host_memory;
+pub use support::supports;

@@ -192,7 +192,7 @@ impl Shared {
     }
 
     /// Places that do not overlap and are nowhere: how many dispatches there are does not depend on where things are.
-    pub(crate) fn nowhere(&self, plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
+    pub(crate) fn nowhere(plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
         let weights = plan.weights().len();
         let ropes = ropes(plan).len();
         let mut end = 0;
@@ -224,7 +224,7 @@ impl Shared {
     /// How a plan's exchange memory is laid out.
     pub(crate) fn exchange(&self, plan: &Plan) -> Exchange {
         // Caches divided by heads take the most dispatches.
-        let sites = self.nowhere(plan, KvType::F32, None);
+        let sites = Shared::nowhere(plan, KvType::F32, None);
         // What does not fit is reported when the plan is bound.
         let dispatches = lower(plan, &sites, self.bounds()).map_or(0, |dispatches| dispatches.len());
         Exchange::new(plan, dispatches)

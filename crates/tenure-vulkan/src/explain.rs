@@ -1,14 +1,15 @@
 //! What a step is made of, counted: on a device that others share, counts say more than times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tenure_device::DeviceError;
 use tenure_graph::{KvType, Plan, Rows};
 
-use crate::backend::Vulkan;
+use crate::backend::{Shared, Vulkan};
 use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
-use crate::lower::{Dispatch, Many, lower, pieces};
+use crate::layout::{KvLayout, weight_bytes};
+use crate::lower::{Bounds, Dispatch, Many, TooLarge, lower, pieces};
 
 /// The commands of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,34 @@ pub struct Explanation {
     pub value_bytes: u64,
 }
 
+/// The kernels that run a plan, by name: the same on every device.
+///
+/// # Errors
+/// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;
+/// [`DeviceError::TooLarge`] when something fits into no binding of a device with the least that Vulkan 1.1 demands.
+pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, DeviceError> {
+    let device = || "vulkan".to_owned();
+    for weight in plan.weights() {
+        if weight_bytes(weight).is_none() {
+            let (name, dtype) = (weight.spec.name.clone(), weight.spec.dtype);
+            return Err(DeviceError::UnsupportedDtype { device: device(), name, dtype });
+        }
+    }
+    if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
+        return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
+    }
+    let least = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), least);
+    let dispatches = dispatches.map_err(|TooLarge { what, bytes, most }| DeviceError::TooLarge {
+        device: device(),
+        what,
+        bytes,
+        most,
+    })?;
+    let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
+    Ok(dispatches.iter().flat_map(names).collect())
+}
+
 impl Vulkan {
     /// Counts what a step of `plan` with so many rows and outputs takes on this device, with a KV cache of `kv_blocks`
     /// blocks.
@@ -39,7 +68,7 @@ impl Vulkan {
         outs: usize,
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
-        let sites = shared.nowhere(plan, kv, Some(kv_blocks));
+        let sites = Shared::nowhere(plan, kv, Some(kv_blocks));
         let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let align = shared.gpu.limits.align;
         let many = Many::kind(rows, outs);

@@ -32,5 +32,5 @@ mod turns;
 pub use backend::{Caps, Vulkan, VulkanOptions};
 pub use devices::{DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
 pub use error::VulkanError;
-pub use explain::Explanation;
+pub use explain::{Explanation, kernels};
 pub use raw::validation::ValidationLog;
