@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tenure_device::Backend;
+use tenure_device::{Backend, Lease};
 use tenure_tensor::ByteSize;
 use tenure_vulkan::testing::Driver;
 use tenure_vulkan::{Caps, ValidationLog, Vulkan, VulkanError, VulkanOptions};
@@ -54,6 +54,18 @@ impl Gpu {
     /// What the backend has allocated beside its overhead.
     pub fn allocated(&self) -> ByteSize {
         self.backend.allocated().saturating_sub(self.backend.overhead())
+    }
+
+    /// The words of a lease's memory.
+    ///
+    /// # Panics
+    /// When the device cannot be read.
+    ///
+    /// # Safety
+    /// Nothing runs that writes the memory.
+    pub unsafe fn words(&self, lease: &Lease) -> Vec<u32> {
+        // SAFETY: the caller's promise.
+        unsafe { self.backend.peek(lease.raw()) }.expect("the device is there")
     }
 
     /// Closes the device, and sees to it that the validation layer had nothing to say, objects left behind included.

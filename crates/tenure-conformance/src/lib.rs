@@ -31,4 +31,4 @@ pub use driver::{DriverFault, DriverFaults};
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};
 pub use gpu::Gpu;
-pub use poisoned::Poisoned;
+pub use poisoned::{POISON, Poisoned};

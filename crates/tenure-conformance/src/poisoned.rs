@@ -9,8 +9,8 @@ use tenure_device::{
 use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
-/// A quiet NaN as f32, and NaN as a pair of f16.
-const POISON: u32 = 0x7fff_7fff;
+/// What memory that nobody wrote is filled with: a quiet NaN as f32, and NaN as a pair of f16.
+pub const POISON: u32 = 0x7fff_7fff;
 
 /// Wraps a backend. Results must not differ from the wrapped backend's by a bit.
 #[derive(Debug)]
