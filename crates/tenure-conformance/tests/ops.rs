@@ -338,6 +338,37 @@ fn devices(binding: u64) -> [Caps; 2] {
 }
 
 #[test]
+fn sentinels_see_what_a_step_should_not_have_written() {
+    let Some(pair) = Pair::open(Caps::default()) else { return };
+    let (file, _) = table(64, &mut Random(6));
+    let plan = Arc::new(plan(&file, shape(9), 64, |g, x| {
+        let layer = g.kv_layer(2, 32);
+        g.kv_store(x, x, layer);
+        g.attention(x, layer, 2, 0.1, None, None)
+    }));
+    let Bound { mut program, weights, kv, arena } = bind(&pair.poisoned, &plan, &file, KvType::F16);
+    let gpu = pair.gpu.as_ref().expect("open until closed");
+    let seen = |sentinels: &mut Sentinels<'_>, claimed: &Rows| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sentinels.check("", claimed))).is_err()
+    };
+    let leases = [&weights, &kv, &arena];
+    let ran = Rows::run(5, 30);
+    let mut sentinels = Sentinels::new(gpu, &plan, leases);
+    results(&mut program, std::slice::from_ref(&ran), |_| ());
+    let (mut fewer, mut elsewhere) = (ran.clone(), ran.clone());
+    fewer.tokens.truncate(4);
+    elsewhere.positions[3] += 1;
+    assert!(seen(&mut sentinels, &fewer), "a row of the arena");
+    assert!(seen(&mut sentinels, &elsewhere), "a position of the cache");
+    sentinels.weights[0] ^= 1;
+    assert!(seen(&mut sentinels, &ran), "a weight");
+    sentinels.weights[0] ^= 1;
+    assert!(!seen(&mut sentinels, &ran), "what it may write");
+    drop((program, weights, kv, arena));
+    pair.close();
+}
+
+#[test]
 fn products_of_every_format() {
     for caps in devices(8 << 10) {
         let Some(pair) = Pair::open(caps) else { return };

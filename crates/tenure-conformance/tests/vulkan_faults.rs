@@ -226,6 +226,31 @@ fn memory_under_a_step_outlives_its_program() {
     }
 }
 
+/// A device lost while a program is dropped whose step was stopped: everything is freed all the same.
+#[test]
+fn a_device_lost_while_something_is_dropped_frees_it() {
+    for caps in [Caps::default(), LESSER] {
+        let faults = DriverFaults::new();
+        let Some(gpu) = Gpu::open_failing(caps, faults.driver(None)) else { return };
+        let engine = engine(&gpu);
+        let model = blocks(&engine, &TextOptions { batch: 40, ..TextOptions::default() });
+        let mut session = model.session().expect("free");
+        faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: true, injected: Injected::Hang });
+        let error = session.evaluate(&PROMPT, &within(Duration::from_millis(20))).map(drop).expect_err("never ends");
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error:?}");
+        drop(session);
+        faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: false, injected: Injected::Lost });
+        engine.unload(model, Deadline::after(SLACK)).expect("nobody uses it");
+        assert_eq!(faults.struck(), Some(waits(caps)));
+        assert_eq!((gpu.allocated(), engine.report().allocated), (ByteSize::ZERO, ByteSize::ZERO));
+        faults.disarm();
+        let error = short_life(&engine).expect_err("gone");
+        assert_eq!(error.kind(), ErrorKind::DeviceLost, "{error:?}");
+        drop(engine);
+        gpu.close();
+    }
+}
+
 /// No memory, at every call of the driver that can say so: a typed error, nothing held, and the same life with the same
 /// bits on the same engine.
 #[test]

@@ -648,7 +648,7 @@ mod tests {
         let small = Bounds { work: 3 * 64 * 64, ..whole };
         let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
         let many = Many { step: true, outs: true };
-        assert_eq!(pieces(&few, plan.shape(), many, whole.work), [0..few.len()]);
+        assert_eq!(pieces(&few, plan.shape(), many, whole.work).len(), 1);
         let pieces = pieces(&parts, plan.shape(), many, small.work);
         assert!(pieces.len() > 10, "{pieces:?}");
         let rows =

@@ -382,3 +382,24 @@ enum Class {
 pub(crate) fn called(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
     move |result| VulkanError::Call { call, why: result.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_driver_says_of_its_memory_is_believed_within_reason() {
+        let mut memory = vk::PhysicalDeviceMemoryProperties { memory_heap_count: 2, ..Default::default() };
+        memory.memory_heaps[1].size = 1000;
+        let free = |heap, said, used| {
+            let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+            (budget.heap_budget[1], budget.heap_usage[1]) = (said, used);
+            free_of(&memory, &budget, heap).map(ByteSize::get)
+        };
+        assert_eq!(free(1, 800, 300), Some(500));
+        assert_eq!(free(1, 800, 900), Some(0), "others took it since");
+        assert_eq!(free(1, u64::MAX, 300), Some(700), "more than there is");
+        assert_eq!(free(1, 0, 0), None, "nothing was said");
+        assert_eq!(free(2, 800, 300), None, "no such heap");
+    }
+}
