@@ -1,17 +1,18 @@
 //! Operations on Vulkan: every one, every format, every variant of the kernels, odd shapes. Memory begins as NaN, and the
-//! arena is NaN again before every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats
-//! where it is short, and elsewhere the CPU backend's portable kernels, which have such tests of their own.
+//! arena is NaN again before every step, so that what nobody wrote shows, and what was written beyond a step's rows. The
+//! truth is the definition in 64-bit floats where it is short, and elsewhere the CPU backend's portable kernels, which
+//! have such tests of their own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure_conformance::{Gpu, Poisoned};
+use tenure_conformance::{Gpu, POISON, Poisoned};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{
-    Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, MOST_TOP, Memory, Program, RunError, SegmentKind,
-    StepInputs, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
+    Backend, Deadline, Device, Footprint, KvPlace, Lease, Load, LoadItem, MOST_TOP, Memory, Program, RunError,
+    SegmentKind, StepInputs, StepRows, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
 };
 use tenure_graph::{
     Activation, Graph, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
@@ -118,8 +119,16 @@ fn soon() -> Stop {
     Stop::by(Deadline::after(Duration::from_secs(120)))
 }
 
-/// A plan on a backend.
-fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -> Program {
+/// A plan on a backend, and the memory it works in.
+struct Bound {
+    program: Program,
+    weights: Lease,
+    /// None where there are no layers.
+    kv: Option<Lease>,
+    arena: Lease,
+}
+
+fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -> Bound {
     let device = Device::new(backend.clone(), ByteSize::new(1 << 32));
     let blocks = plan.shape().table_len() * TABLES;
     let (mut footprint, mut offsets, mut end) = (Footprint::default(), Vec::new(), ByteSize::ZERO);
@@ -157,22 +166,29 @@ fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -
     };
     let mut lane = device.open_lane().expect("opens");
     lane.load(&Load { items: &items, read: &read, progress: &|_| () }, &soon()).expect("loads");
-    let weights = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
-    lane.bind(plan.clone(), &Memory { weights, kv, arena, scratch, exchange }).expect("binds")
+    let places = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
+    let memory = Memory { weights: places, kv, arena, scratch, exchange };
+    let program = lane.bind(plan.clone(), &memory).expect("binds");
+    Bound { program, weights, kv: memory.kv.lease, arena: memory.arena }
 }
 
-/// The rows wanted of each step.
-fn results(program: &mut Program, steps: &[Rows]) -> Vec<Vec<f32>> {
-    let plan = program.plan();
-    let (len, cols) = (plan.shape().table_len(), plan.value(plan.output(OutputId::Logits).expect("an output")).cols);
-    // Tables far from each other, their blocks in no order.
+/// The blocks of all tables: tables far from each other, their blocks in no order.
+fn blocks(plan: &Plan) -> Vec<u32> {
+    let len = plan.shape().table_len();
     let blocks: Vec<u32> = (0..(len * TABLES) as u32).map(|at| (at * 7 + 3) % (len * TABLES) as u32).collect();
     let mut seen = blocks.clone();
     seen.sort_unstable();
     seen.dedup();
-    let blocks = if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() };
+    if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() }
+}
+
+/// The rows wanted of each step. `after` looks at the memory after each.
+fn results(program: &mut Program, steps: &[Rows], mut after: impl FnMut(&Rows)) -> Vec<Vec<f32>> {
+    let plan = program.plan();
+    let cols = plan.value(plan.output(OutputId::Logits).expect("an output")).cols;
+    let blocks = blocks(plan);
     let mut all = Vec::new();
-    for Rows { tokens, positions, tables, outputs } in steps {
+    for step @ Rows { tokens, positions, tables, outputs } in steps {
         let wanted = vec![Wanted::Row; outputs.len()];
         let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, wanted: &wanted, hidden: &[] };
         program.run(&inputs, &[soon()]).expect("runs");
@@ -181,8 +197,68 @@ fn results(program: &mut Program, steps: &[Rows]) -> Vec<Vec<f32>> {
             program.read(OutputId::Logits, row, &mut out).expect("was computed");
             all.push(out);
         }
+        after(step);
     }
     all
+}
+
+/// What no step may touch, checked after each: weights, cached positions that are not the step's own, and of the arena
+/// what lies beyond the rows of its values, which is NaN before each step.
+struct Sentinels<'s> {
+    gpu: &'s Gpu,
+    plan: &'s Plan,
+    bound: [Option<&'s Lease>; 3],
+    weights: Vec<u32>,
+    kv: Vec<u32>,
+}
+
+impl<'s> Sentinels<'s> {
+    fn new(gpu: &'s Gpu, plan: &'s Plan, bound: [Option<&'s Lease>; 3]) -> Self {
+        // SAFETY: the program has not run yet.
+        let [weights, kv] =
+            unsafe { [bound[0], bound[1]].map(|lease| lease.map_or_else(Vec::new, |lease| gpu.words(lease))) };
+        Sentinels { gpu, plan, bound, weights, kv }
+    }
+
+    fn check(&mut self, what: &str, step: &Rows) {
+        // SAFETY: the step has ended, and no other is under way.
+        let [weights, kv, arena] =
+            self.bound.map(|lease| lease.map_or_else(Vec::new, |lease| unsafe { self.gpu.words(lease) }));
+        assert!(weights == self.weights, "{what}: weights were written");
+        let rows = StepRows { step: step.tokens.len(), out: step.outputs.len() };
+        let mut untouched = vec![true; arena.len()];
+        for val in self.plan.steps().iter().filter_map(|step| step.out) {
+            let (value, span) = (self.plan.value(val), self.plan.span(val));
+            untouched[span.offset as usize / 4..][..rows.of(value.rows) * value.cols].fill(false);
+        }
+        let stray = (0..arena.len()).find(|&at| untouched[at] && arena[at] != POISON);
+        assert_eq!(stray, None, "{what}: a word of the arena beyond the step's rows was written");
+        self.check_cache(what, step, &kv);
+        self.kv = kv;
+    }
+
+    /// The cache of a layer: head by head the keys of all blocks, then the values, position after position.
+    fn check_cache(&self, what: &str, step: &Rows, kv: &[u32]) {
+        let [layer] = self.plan.kv_layers() else {
+            assert!(self.plan.kv_layers().is_empty(), "one layer at most");
+            assert!(kv == self.kv, "{what}: a cache that is not there was written");
+            return;
+        };
+        let (len, blocks) = (self.plan.shape().table_len(), blocks(self.plan));
+        let positions = blocks.len() * KV_BLOCK;
+        let own: HashSet<usize> = step
+            .positions
+            .iter()
+            .zip(&step.tables)
+            .map(|(&position, &table)| {
+                let block = blocks[table as usize * len + position as usize / KV_BLOCK] as usize;
+                block * KV_BLOCK + position as usize % KV_BLOCK
+            })
+            .collect();
+        let words = kv.len() / (2 * layer.heads * positions);
+        let stray = (0..kv.len()).find(|&at| kv[at] != self.kv[at] && !own.contains(&(at / words % positions)));
+        assert_eq!(stray, None, "{what}: a position that is not the step's was written");
+    }
 }
 
 /// Backends to compare.
@@ -205,15 +281,18 @@ impl Pair {
         gpu.expect("open until now").close();
     }
 
-    fn on_gpu(&self, plan: &Arc<Plan>, file: &File, kv: KvType, steps: &[Rows]) -> Vec<Vec<f32>> {
-        results(&mut bind(&self.poisoned, plan, file, kv), steps)
+    fn on_gpu(&self, what: &str, plan: &Arc<Plan>, file: &File, kv: KvType, steps: &[Rows]) -> Vec<Vec<f32>> {
+        let Bound { mut program, weights, kv, arena } = bind(&self.poisoned, plan, file, kv);
+        let gpu = self.gpu.as_ref().expect("open until closed");
+        let mut sentinels = Sentinels::new(gpu, plan, [Some(&weights), kv.as_ref(), Some(&arena)]);
+        results(&mut program, steps, |step| sentinels.check(what, step))
     }
 
     /// Both agree but for rounding.
     fn agree(&self, what: &str, plan: Plan, file: &File, kv: KvType, steps: &[Rows], bound: f64) {
         let plan = Arc::new(plan);
-        let want = results(&mut bind(&self.cpu, &plan, file, kv), steps);
-        close(what, &self.on_gpu(&plan, file, kv, steps), &want, bound);
+        let want = results(&mut bind(&self.cpu, &plan, file, kv).program, steps, |_| ());
+        close(what, &self.on_gpu(what, &plan, file, kv, steps), &want, bound);
     }
 }
 
@@ -259,7 +338,7 @@ fn devices(binding: u64) -> [Caps; 2] {
         no_mapped_memory: true,
         no_subgroup_arithmetic: false,
         binding: Some(ByteSize::new(binding)),
-        allocation: None,
+        ..Caps::default()
     };
     [Caps::default(), lesser]
 }
@@ -268,6 +347,37 @@ fn devices(binding: u64) -> [Caps; 2] {
 fn variants(binding: u64) -> [Caps; 3] {
     let [whole, lesser] = devices(binding);
     [whole, lesser, Caps { no_subgroup_arithmetic: true, ..whole }]
+}
+
+#[test]
+fn sentinels_see_what_a_step_should_not_have_written() {
+    let Some(pair) = Pair::open(Caps::default()) else { return };
+    let (file, _) = table(64, &mut Random(6));
+    let plan = Arc::new(plan(&file, shape(9), 64, |g, x| {
+        let layer = g.kv_layer(2, 32);
+        g.kv_store(x, x, layer);
+        g.attention(x, layer, 2, 0.1, None, None)
+    }));
+    let Bound { mut program, weights, kv, arena } = bind(&pair.poisoned, &plan, &file, KvType::F16);
+    let gpu = pair.gpu.as_ref().expect("open until closed");
+    let seen = |sentinels: &mut Sentinels<'_>, claimed: &Rows| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sentinels.check("", claimed))).is_err()
+    };
+    let leases = [Some(&weights), kv.as_ref(), Some(&arena)];
+    let ran = Rows::run(5, 30);
+    let mut sentinels = Sentinels::new(gpu, &plan, leases);
+    results(&mut program, std::slice::from_ref(&ran), |_| ());
+    let (mut fewer, mut elsewhere) = (ran.clone(), ran.clone());
+    fewer.tokens.truncate(4);
+    elsewhere.positions[3] += 1;
+    assert!(seen(&mut sentinels, &fewer), "a row of the arena");
+    assert!(seen(&mut sentinels, &elsewhere), "a position of the cache");
+    sentinels.weights[0] ^= 1;
+    assert!(seen(&mut sentinels, &ran), "a weight");
+    sentinels.weights[0] ^= 1;
+    assert!(!seen(&mut sentinels, &ran), "what it may write");
+    drop((program, weights, kv, arena));
+    pair.close();
 }
 
 #[test]
@@ -299,8 +409,8 @@ fn products_of_every_format() {
                             w.chunks_exact(k).enumerate().map(product).collect()
                         })
                         .collect();
-                    let got = pair.on_gpu(&plan, &file, KvType::F32, &steps);
-                    close(&format!("{dtype} [{n}, {k}]"), &got, &want, 2e-6);
+                    let what = format!("{dtype} [{n}, {k}]");
+                    close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, 2e-6);
                 }
             }
         }
@@ -327,7 +437,8 @@ fn rows_of_tables_of_every_format() {
                 let want: Vec<Vec<f32>> = tokens
                     .map(|&token| values[token as usize * cols..][..cols].iter().map(|x| x * 1.5).collect())
                     .collect();
-                close(&format!("{dtype} x {cols}"), &pair.on_gpu(&plan, &file, KvType::F32, &steps), &want, 2e-7);
+                let what = format!("{dtype} x {cols}");
+                close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, 2e-7);
             }
         }
         pair.close();
@@ -525,7 +636,7 @@ fn attention_gives_the_same_bits_in_any_company() {
         // The same positions again and again, with the same keys and values.
         steps.extend([long.clone(), short.clone(), other.clone()]);
         steps.extend([other.clone().and(long.clone()), long.clone().and(short), long.and(other)]);
-        let results = pair.on_gpu(&plan, &file, KvType::F16, &steps);
+        let results = pair.on_gpu("company", &plan, &file, KvType::F16, &steps);
         let bits = |row: usize| results[filled + row].iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
         for (alone, in_company) in [(0, 8), (1, 10), (4, 14), (0, 9), (2, 5)] {
             assert_eq!(bits(alone), bits(in_company), "rows {alone} and {in_company}");
@@ -548,7 +659,7 @@ fn rows_beyond_a_value_cannot_be_read() {
     let g = Graph::new(&file, StepShape { rows: 1, outs: 5000, context: 32 });
     let x = g.embed(g.table("table", VOCAB, 16), 1.0);
     let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
-    let mut program = bind(&portable(), &plan, &file, KvType::F32);
+    let mut program = bind(&portable(), &plan, &file, KvType::F32).program;
     let outputs = [0; 5000];
     let wanted = [Wanted::Row; 5000];
     let (tokens, positions, tables, blocks) = (&[2], &[0], &[0], &[0; TABLES]);
@@ -621,7 +732,7 @@ fn largest_agree(backend: &Arc<dyn Backend>, widths: &[usize]) {
         let g = Graph::new(&file, StepShape { rows: count, outs: count + 2, context: 32 });
         let x = g.take_rows(g.embed(g.table("table", count, cols), 1.0));
         let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
-        let mut program = bind(backend, &plan, &file, KvType::F32);
+        let mut program = bind(backend, &plan, &file, KvType::F32).program;
         let tokens: Vec<u32> = (0..count as u32).collect();
         let (positions, tables, blocks) = (&tokens, vec![0; count], vec![0; TABLES]);
         for ks in [&[1][..], &[MOST_TOP], &[40, 0], &[2, 0, 64, 127, 7], &[0], &[3, 128, 1]] {
@@ -705,7 +816,7 @@ fn rows_that_come_with_a_step() {
             let plan = Arc::new(g.finish(&[(OutputId::Hidden, x), (OutputId::Logits, y)]).expect("a sound plan"));
             assert_eq!((plan.vocab(), plan.input_cols()), (None, cols));
             for backend in [&pair.poisoned, &pair.cpu] {
-                let mut program = bind(backend, &plan, &file, KvType::F32);
+                let mut program = bind(backend, &plan, &file, KvType::F32).program;
                 for rows in [1, 37, 9] {
                     let hidden: Vec<f32> = (0..rows * cols).map(|at| at as f32 - 3.5).collect();
                     let (positions, zeros): (Vec<u32>, _) = ((0..rows as u32).collect(), vec![0; rows]);

@@ -28,10 +28,20 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// The largest segment there can be.
     fn largest_segment(&self) -> ByteSize;
 
+    /// What can still be allocated as the driver says now, others' use of the device taken off; `None` where it does
+    /// not say.
+    fn available(&self) -> Option<ByteSize>;
+
+    /// The same device opened anew, with the same options: the way on when this one was lost.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when it cannot be opened.
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError>;
+
     /// Allocates `bytes`, a size that [`Backend::round_up`] gave, where memory of that kind belongs.
     ///
     /// # Errors
-    /// [`AllocError`] when the device has no such memory.
+    /// [`AllocError`] when the device has no such memory, or is gone.
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError>;
 
     /// Frees a segment.
@@ -310,14 +320,23 @@ pub fn host_room<T>(list: &mut Vec<T>, len: usize) -> Result<(), DeviceError> {
     list.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked })
 }
 
-/// A device had no memory.
+/// Why a device gave no memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{device} could not allocate {bytes}")]
-pub struct AllocError {
-    /// The device.
-    pub device: String,
-    /// What was asked for.
-    pub bytes: ByteSize,
+pub enum AllocError {
+    /// It has none.
+    #[error("{device} could not allocate {bytes}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        bytes: ByteSize,
+    },
+    /// It is gone.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
+    },
 }
 
 /// Something a device cannot do.
@@ -405,6 +424,20 @@ pub enum DeviceError {
         /// The largest that can be.
         most: ByteSize,
     },
+    /// The device had no memory for what it needs beside segments, such as its own objects.
+    #[error("{device} is out of memory: {why}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
+    },
+    /// The device is gone, with everything on it; it must be opened anew.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
+    },
     /// The device failed.
     #[error("{device} failed: {why}")]
     Failed {
@@ -463,6 +496,14 @@ pub enum RunError {
     Lost {
         /// The device.
         device: String,
+    },
+    /// The device had no memory to run the step.
+    #[error("{device} is out of memory: {why}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
     },
     /// The device failed while it ran the step.
     #[error("{device} failed: {why}")]

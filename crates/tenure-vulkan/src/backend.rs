@@ -18,7 +18,9 @@ use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
 use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
 use crate::raw::buffer::{Buffer, Home, allocation_bytes};
-use crate::raw::device::{Gpu, called};
+use crate::raw::device::{Gpu, GpuError, called};
+#[cfg(feature = "testing")]
+use crate::raw::exec::download;
 use crate::raw::exec::fill;
 use crate::raw::instance::Instance;
 use crate::raw::pipeline::Pipelines;
@@ -31,7 +33,8 @@ use crate::tops::Tops;
 pub struct VulkanOptions {
     /// Which device.
     pub device: DeviceSelector,
-    /// Bytes of its memory that may be used; `None`: what the driver says is free, or else all there is.
+    /// Bytes of its memory that may be used; `None`: all there is. Where the driver says what is free, no more than
+    /// that is used either.
     pub budget: Option<ByteSize>,
     /// Has Khronos' validation layer watch over every call and write to this log.
     pub validation: Option<ValidationLog>,
@@ -52,6 +55,8 @@ pub struct Caps {
     pub binding: Option<ByteSize>,
     /// The most bytes of one allocation.
     pub allocation: Option<ByteSize>,
+    /// The most multiplications of one submission; `None`: what a slow device does before its driver loses patience.
+    pub work: Option<u64>,
 }
 
 /// The Vulkan backend: one open device.
@@ -60,6 +65,10 @@ pub struct Vulkan {
     budget: ByteSize,
     overhead: ByteSize,
     next: AtomicU64,
+    /// What it was opened with.
+    options: VulkanOptions,
+    #[cfg(feature = "testing")]
+    driver: crate::testing::Driver,
 }
 
 /// What the backend and its lanes share.
@@ -78,13 +87,58 @@ impl Vulkan {
     /// # Errors
     /// [`VulkanError`] when there is no loader, no driver, no such device, or it cannot be opened.
     pub fn open(options: &VulkanOptions) -> Result<Self, VulkanError> {
+        Vulkan::open_on(
+            options,
+            #[cfg(feature = "testing")]
+            crate::testing::Driver::default(),
+        )
+    }
+
+    /// Opens a device whose driver fails as a test has it fail.
+    ///
+    /// # Errors
+    /// As [`Vulkan::open`].
+    #[cfg(feature = "testing")]
+    pub fn open_failing(options: &VulkanOptions, driver: crate::testing::Driver) -> Result<Self, VulkanError> {
+        Vulkan::open_on(options, driver)
+    }
+
+    /// The words of a segment.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when there is no such segment, or the device fails.
+    ///
+    /// # Safety
+    /// Nobody writes the segment meanwhile.
+    #[cfg(feature = "testing")]
+    pub unsafe fn peek(&self, segment: RawSegment) -> Result<Vec<u32>, DeviceError> {
+        let buffer = self.shared.segment(segment).ok_or(DeviceError::ForeignLease { what: "segment" })?;
+        // SAFETY: the caller's promise.
+        if let Some(words) = unsafe { buffer.words(0, buffer.bytes / WORD) } {
+            return Ok(words.to_vec());
+        }
+        let of_device = |error: GpuError| error.of_device(&self.shared.gpu);
+        let room = Buffer::new(&self.shared.gpu, buffer.bytes, Home::Host).map_err(of_device)?;
+        // SAFETY: the room is new; the caller vouches for the segment.
+        unsafe { download(&self.shared.gpu, (&buffer, 0), (&room, 0), buffer.bytes) }.map_err(of_device)
+    }
+
+    fn open_on(
+        options: &VulkanOptions,
+        #[cfg(feature = "testing")] driver: crate::testing::Driver,
+    ) -> Result<Self, VulkanError> {
         let instance = Instance::new(options.validation.as_ref())?;
         let mut adapters = instance.adapters()?;
         let infos: Vec<&DeviceInfo> = adapters.iter().map(|adapter| &adapter.info).collect();
         let adapter = adapters.swap_remove(options.device.pick(&infos)?);
-        let free = adapter.info.free.unwrap_or(adapter.info.memory);
-        let gpu = Gpu::open(instance, adapter, &options.caps)?;
-        let fail = |error: crate::raw::device::GpuError| called(error.call)(error.result);
+        let gpu = Gpu::open(
+            instance,
+            adapter,
+            &options.caps,
+            #[cfg(feature = "testing")]
+            &driver,
+        )?;
+        let fail = |error: GpuError| called(error.call)(error.result);
         let staging = match gpu.types.device_is_mapped {
             true => None,
             false => Some(Staging::new(&gpu).map_err(fail)?),
@@ -92,8 +146,16 @@ impl Vulkan {
         let overhead = staging.as_ref().map_or(ByteSize::ZERO, |staging| ByteSize::new(staging.bytes()));
         let pipelines = Arc::new(Pipelines::new(&gpu).map_err(fail)?);
         let shared = Shared { gpu, pipelines, segments: Mutex::default(), staging: staging.map(Mutex::new) };
-        let budget = options.budget.unwrap_or(free);
-        Ok(Vulkan { shared: Arc::new(shared), budget, overhead, next: AtomicU64::new(1) })
+        let budget = options.budget.unwrap_or(shared.gpu.info.memory);
+        Ok(Vulkan {
+            shared: Arc::new(shared),
+            budget,
+            overhead,
+            next: AtomicU64::new(1),
+            options: options.clone(),
+            #[cfg(feature = "testing")]
+            driver,
+        })
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -134,11 +196,16 @@ impl Shared {
     /// What bounds a dispatch. A binding begins a little before what it is to show.
     pub(crate) fn bounds(&self) -> Bounds {
         let limits = &self.gpu.limits;
-        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups }
+        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups, work: limits.work }
+    }
+
+    /// Whether the device is there at all.
+    pub(crate) fn alive(&self) -> Result<(), DeviceError> {
+        if self.gpu.is_lost() { Err(DeviceError::Lost { device: self.gpu.name() }) } else { Ok(()) }
     }
 
     /// Places that do not overlap and are nowhere: how many dispatches there are does not depend on where things are.
-    pub(crate) fn nowhere(&self, plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
+    pub(crate) fn nowhere(plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
         let weights = plan.weights().len();
         let ropes = ropes(plan).len();
         let mut end = 0;
@@ -179,7 +246,7 @@ impl Shared {
     /// How a plan's exchange memory is laid out.
     pub(crate) fn exchange(&self, plan: &Plan) -> Exchange {
         // Caches divided by heads take the most dispatches.
-        let sites = self.nowhere(plan, KvType::F32, None);
+        let sites = Shared::nowhere(plan, KvType::F32, None);
         // What does not fit is reported when the plan is bound.
         let dispatches = lower(plan, &sites, self.bounds()).map_or(0, |dispatches| dispatches.len());
         Exchange::new(plan, dispatches)
@@ -205,13 +272,30 @@ unsafe impl Backend for Vulkan {
         ByteSize::new(self.shared.gpu.limits.allocation)
     }
 
+    fn available(&self) -> Option<ByteSize> {
+        self.shared.gpu.available()
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        let opened = Vulkan::open_on(
+            &self.options,
+            #[cfg(feature = "testing")]
+            self.driver.clone(),
+        );
+        let failed = |error: VulkanError| DeviceError::Failed { device: self.name(), why: error.to_string() };
+        Ok(Arc::new(opened.map_err(failed)?))
+    }
+
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         let home = match kind {
             SegmentKind::Weights | SegmentKind::Kv | SegmentKind::Arena | SegmentKind::Scratch => Home::Device,
             SegmentKind::Exchange => Home::Host,
         };
         let buffer = Buffer::new(&self.shared.gpu, bytes.get(), home);
-        let buffer = buffer.map_err(|_| AllocError { device: self.name(), bytes })?;
+        let buffer = buffer.map_err(|error| match error.is_loss() {
+            true => AllocError::Lost { device: self.name() },
+            false => AllocError::OutOfMemory { device: self.name(), bytes },
+        })?;
         let segment =
             RawSegment { token: self.next.fetch_add(1, Ordering::Relaxed), bytes: ByteSize::new(buffer.bytes) };
         self.shared.segments().insert(segment.token, Arc::new(buffer));
@@ -224,13 +308,11 @@ unsafe impl Backend for Vulkan {
     }
 
     unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
-        let device = || self.name();
         let Some(buffer) = self.shared.segment(segment) else {
             return Err(DeviceError::ForeignLease { what: "segment" });
         };
         // SAFETY: the caller's promise.
-        unsafe { fill(&self.shared.gpu, &buffer, word) }
-            .map_err(|error| DeviceError::Failed { device: device(), why: error.why() })
+        unsafe { fill(&self.shared.gpu, &buffer, word) }.map_err(|error| error.of_device(&self.shared.gpu))
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
@@ -261,6 +343,7 @@ unsafe impl Backend for Vulkan {
     }
 
     fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {
+        self.shared.alive()?;
         Ok(Box::new(VulkanLane::new(self.shared.clone())))
     }
 }

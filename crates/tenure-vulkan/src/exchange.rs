@@ -19,7 +19,7 @@ pub(crate) const BOUNDS_BYTES: u64 = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exchange {
     /// The most dispatches.
-    dispatches: u64,
+    pub(crate) dispatches: u64,
     rows: u64,
     outs: u64,
     table_len: u64,

@@ -1,16 +1,16 @@
 //! What a step is made of, counted: on a device that others share, counts say more than times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tenure_device::{DeviceError, StepRows, Wanted, top_len};
 use tenure_graph::{KvType, OutputId, Plan, Rows, Val};
 
-use crate::backend::Vulkan;
+use crate::backend::{Shared, Vulkan};
 use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
 use crate::kinds::{Many, Placed};
-use crate::layout::WORD;
-use crate::lower::{Dispatch, lower, pieces};
+use crate::layout::{KvLayout, WORD, weight_bytes};
+use crate::lower::{Bounds, Dispatch, TooLarge, lower, pieces};
 use crate::tops::ENTRY;
 
 /// The commands of one step.
@@ -30,6 +30,34 @@ pub struct Explanation {
     pub read_back_bytes: u64,
 }
 
+/// The kernels that run a plan, by name: the same on every device.
+///
+/// # Errors
+/// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;
+/// [`DeviceError::TooLarge`] when something fits into no binding of a device with the least that Vulkan 1.1 demands.
+pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, DeviceError> {
+    let device = || "vulkan".to_owned();
+    for weight in plan.weights() {
+        if weight_bytes(weight).is_none() {
+            let (name, dtype) = (weight.spec.name.clone(), weight.spec.dtype);
+            return Err(DeviceError::UnsupportedDtype { device: device(), name, dtype });
+        }
+    }
+    if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
+        return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
+    }
+    let least = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), least);
+    let dispatches = dispatches.map_err(|TooLarge { what, bytes, most }| DeviceError::TooLarge {
+        device: device(),
+        what,
+        bytes,
+        most,
+    })?;
+    let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
+    Ok(dispatches.iter().flat_map(names).collect())
+}
+
 impl Vulkan {
     /// Counts what a step of `plan` with so many rows takes on this device, with a KV cache of `kv_blocks` blocks, where
     /// `wanted` says what is wanted of each output. The rows are the last of a sequence as long as the plan's context.
@@ -44,14 +72,14 @@ impl Vulkan {
         wanted: &[Wanted],
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
-        let sites = shared.nowhere(plan, kv, Some(kv_blocks));
+        let sites = Shared::nowhere(plan, kv, Some(kv_blocks));
         let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let align = shared.gpu.limits.align;
         let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
         let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };
         let step = StepRows { step: rows, out: wanted.len() };
         let many = Many::kind(&dispatches, placed, wanted.len());
-        let pieces = pieces(&dispatches, plan.shape(), many);
+        let pieces = pieces(&dispatches, plan.shape(), many, shared.gpu.limits.work);
         let read_back_bytes = read_back(plan, step, wanted);
         let mut explanation = Explanation { submissions: pieces.len(), read_back_bytes, ..Explanation::default() };
         for piece in pieces {

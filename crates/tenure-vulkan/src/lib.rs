@@ -27,12 +27,14 @@ mod lane;
 mod layout;
 mod lower;
 mod raw;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tops;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};
 pub use devices::{DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
 pub use error::VulkanError;
-pub use explain::Explanation;
+pub use explain::{Explanation, kernels};
 pub use kernel::KernelSet;
 pub use raw::validation::ValidationLog;

@@ -58,8 +58,6 @@ pub(crate) struct Grid {
     pub(crate) most: u64,
 }
 
-/// Multiplications of one submission: below what a slow device does before its driver loses patience.
-const PIECE: u64 = 30_000_000_000;
 /// The constant of [`Kernel::Copy`] where rows may be unwanted.
 const LOGITS: u32 = 1;
 
@@ -70,6 +68,8 @@ pub(crate) struct Bounds {
     pub(crate) window: u64,
     /// The most workgroups in one direction.
     pub(crate) groups: u64,
+    /// The most multiplications of one submission, as long as one row has no more.
+    pub(crate) work: u64,
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -140,17 +140,19 @@ pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Di
     Ok(lowering.dispatches)
 }
 
-/// Divides the dispatches into submissions of bounded work.
-pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many) -> Vec<std::ops::Range<usize>> {
+/// Divides the dispatches into submissions of so many multiplications at most, or of one dispatch that has more.
+pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many, most: u64) -> Vec<std::ops::Range<usize>> {
     let (mut pieces, mut first, mut work) = (Vec::new(), 0, 0u64);
     for (at, dispatch) in dispatches.iter().enumerate().filter(|(_, dispatch)| dispatch.is_in(many)) {
-        let capacity = shape.capacity(dispatch.grid.rows).min(dispatch.grid.most as usize);
+        let capacity = shape.capacity(dispatch.grid.rows);
         let rows = if many.of(dispatch.grid.rows) { capacity } else { capacity.min(FEW) };
-        work = work.saturating_add(dispatch.work.saturating_mul(rows as u64));
-        if work >= PIECE {
-            pieces.push(first..at + 1);
-            (first, work) = (at + 1, 0);
+        let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
+        let own = dispatch.work.saturating_mul(rows);
+        if work.saturating_add(own) > most && at > first {
+            pieces.push(first..at);
+            (first, work) = (at, 0);
         }
+        work = work.saturating_add(own);
     }
     if first < dispatches.len() {
         pieces.push(first..dispatches.len());
@@ -241,7 +243,7 @@ impl Lowering<'_> {
         let most = self.bounds.groups * u64::from(tile);
         for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
             let weight = self.rows_of(w, row, first, count);
-            self.by_rows(&[x, out], |me, run| {
+            self.by_rows_of_work(&[x, out], k * count, |me, run| {
                 let x = me.read(x, run);
                 // What is bound in place of a bias that is not there is not read.
                 let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
@@ -302,10 +304,13 @@ impl Lowering<'_> {
         for part in self.heads(layer)? {
             let (first, count) = (part.first * group, part.count * group);
             let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
-            let words = words.iter().map(|&word| word as u32).chain(scoring);
-            let words: Vec<u32> = words.collect();
-            let (constants, work) = ([self.kv_format(), head_dim as u32], 2 * count * head_dim * context);
-            self.by_rows(&[q, out], |me, run| {
+            let words: Vec<u32> = words.iter().map(|&word| word as u32).chain(scoring).collect();
+            let constants = [self.kv_format(), head_dim as u32];
+            let of = |heads: u64| 2 * heads * head_dim * context;
+            let work = of(count);
+            // By the rows that all heads can have, however they are divided: then there are never more dispatches than
+            // with every head by itself.
+            self.by_rows_of_work(&[q, out], of(heads as u64), |me, run| {
                 let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let mut attend = |kernel, mode, share, when, to, parts| {
                     let operands = vec![operands[0], operands[1], to];
@@ -400,13 +405,25 @@ impl Lowering<'_> {
     }
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
-    fn by_rows(&mut self, values: &[Val], mut each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+    fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+        self.by_rows_of_work(values, 0, each)
+    }
+
+    /// The same where each row takes so many multiplications, of which a submission bears a number.
+    fn by_rows_of_work(
+        &mut self,
+        values: &[Val],
+        work: u64,
+        mut each: impl FnMut(&mut Self, Run),
+    ) -> Result<(), TooLarge> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
         let capacity = self.plan.shape().capacity(rows) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
         let row = self.cols(widest) * WORD;
-        for (first, count) in self.windows(capacity, row, self.bounds.groups, || format!("a row of {widest}"))? {
+        let bearable = (self.bounds.work / work.max(1)).max(1);
+        let most = self.bounds.groups.min(bearable);
+        for (first, count) in self.windows(capacity, row, most, || format!("a row of {widest}"))? {
             each(self, Run { rows, first, count });
         }
         Ok(())
@@ -690,12 +707,12 @@ mod tests {
     #[test]
     fn what_is_divided_is_covered_once_and_fits() {
         let plan = plan();
-        let whole = Bounds { window: 1 << 27, groups: 65_535 };
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
         let count = plan.steps().len() + 3;
         assert_eq!(always.count(), count, "one for each operation, the copy of the output, two for its top");
-        let small = Bounds { window: 4096, groups: 20 };
+        let small = Bounds { window: 4096, groups: 20, work: u64::MAX };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));
@@ -715,16 +732,50 @@ mod tests {
         }
         assert_eq!(next, 300);
         // The most there can be is what memory for them is planned by.
-        let most = lower(&plan, &sites(&plan, None), small).expect("fits");
-        assert!(parts.len() <= most.len());
+        for blocks in [1, 8] {
+            for work in [1, 1000, 10_000, 13_000, 30_000, 100_000, u64::MAX] {
+                for bounds in [Bounds { work, ..small }, Bounds { work, ..whole }] {
+                    let Ok(parts) = lower(&plan, &sites(&plan, Some(blocks)), bounds) else { continue };
+                    let most = lower(&plan, &sites(&plan, None), bounds).expect("fits");
+                    assert!(parts.len() <= most.len(), "{blocks} blocks, {bounds:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_submission_has_more_work_than_is_bearable() {
+        let plan = plan();
+        let sites = sites(&plan, Some(8));
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        // Three rows of one product, which has 64 x 64 multiplications a row.
+        let small = Bounds { work: 3 * 64 * 64, ..whole };
+        let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
+        let many = Many { step: true, outs: true, long: false };
+        assert_eq!(pieces(&few, plan.shape(), many, whole.work).len(), 1);
+        let pieces = pieces(&parts, plan.shape(), many, small.work);
+        assert!(pieces.len() > 10, "{pieces:?}");
+        let rows =
+            |part: &Dispatch| (plan.shape().capacity(part.grid.rows) as u64 - part.grid.first).min(part.grid.most);
+        let mut next = 0;
+        for piece in pieces {
+            assert_eq!(piece.start, next);
+            next = piece.end;
+            let parts = &parts[piece];
+            let work: u64 = parts.iter().map(|part| part.work * rows(part)).sum();
+            // One row that has more cannot be divided.
+            assert!(work <= small.work || (parts.len() == 1 && rows(&parts[0]) == 1), "{parts:?}");
+        }
+        assert_eq!(next, parts.len());
     }
 
     #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535 }).expect_err("tiny");
+        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX })
+            .expect_err("tiny");
         assert_eq!(error.most, ByteSize::new(100));
-        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535 });
+        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
     }
 
@@ -732,7 +783,8 @@ mod tests {
     #[test]
     fn attention_is_divided_among_its_kernels() {
         let plan = plan_of(20, 1000);
-        let dispatches = lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535 });
+        let dispatches =
+            lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX });
         let dispatches = dispatches.expect("fits");
         let groups = |tables: &[u32], positions: &[u32]| {
             let placed = Placed { tables, positions };

@@ -18,7 +18,6 @@ use crate::raw::descriptor::{Bound, Sets};
 use crate::raw::device::{Gpu, GpuError};
 use crate::raw::pipeline::Pipelines;
 use crate::raw::ticks::{Tick, Ticks};
-use crate::raw::upload::failed;
 use crate::tops::Tops;
 
 /// A plan bound to memory: command buffers for each kind of step, twice, each time with inputs of its own.
@@ -54,8 +53,6 @@ pub(crate) struct Parts {
 const AHEAD: usize = 2;
 /// Between looks at the stops.
 const SLICE: Duration = Duration::from_millis(5);
-/// How long a step that was stopped is waited for before its memory may be freed.
-const LINGER: Duration = Duration::from_secs(30);
 
 impl VulkanExec {
     /// Records the dispatches.
@@ -63,7 +60,7 @@ impl VulkanExec {
     /// # Safety
     /// While the executable lives nobody else writes what it reads, or touches what it writes.
     pub(crate) unsafe fn new(parts: Parts) -> Result<Self, DeviceError> {
-        let fail = |error| failed(&parts.gpu, error);
+        let fail = |error: GpuError| error.of_device(&parts.gpu);
         let mut commands = Commands::new(&parts.gpu).map_err(fail)?;
         let bindings: usize = parts.dispatches.iter().map(|dispatch| dispatch.operands.len()).sum();
         let sets = parts.dispatches.len() + 2 * SLOTS;
@@ -80,7 +77,7 @@ impl VulkanExec {
                 if !many.may_be(&parts.dispatches, shape) {
                     continue;
                 }
-                for piece in pieces(&parts.dispatches, shape, many) {
+                for piece in pieces(&parts.dispatches, shape, many, parts.gpu.limits.work) {
                     let buffer = parts.record(&mut commands, slot, many, piece, step, &operands).map_err(fail)?;
                     recording.push(buffer);
                 }
@@ -95,7 +92,7 @@ impl VulkanExec {
 
     /// Waits for a submission, until a stop is due.
     fn wait(&mut self, tick: Tick, stops: &[Stop]) -> Result<(), RunError> {
-        while !self.ticks.wait(tick, SLICE).map_err(|error| self.parts.failed(error))? {
+        while !self.ticks.wait(tick, SLICE).map_err(|error| error.of_run(&self.parts.gpu))? {
             check_all(stops)?;
         }
         Ok(())
@@ -106,9 +103,7 @@ impl Exec for VulkanExec {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
         self.last.begin();
         step.check(&self.parts.plan, self.parts.kv_blocks, &mut self.written)?;
-        if self.parts.gpu.is_lost() {
-            return Err(RunError::Lost { device: self.parts.gpu.name() });
-        }
+        self.parts.alive()?;
         // A step that was stopped may still be under way.
         self.wait(self.ticks.last(), stops)?;
         check_all(stops)?;
@@ -132,12 +127,13 @@ impl Exec for VulkanExec {
         for at in 0..self.recordings[self.slot][many.place()].len() {
             if let Some(tick) = under_way[at % AHEAD].take() {
                 self.wait(tick, stops)?;
+                check_all(stops)?;
             }
             let commands = self.recordings[self.slot][many.place()][at];
             // SAFETY: recorded completely, and not under way: all submissions had ended, and each piece is submitted
             // once in a step. What it uses is held by `self`, which waits before it lets go.
             let tick = unsafe { self.ticks.submit(commands) };
-            under_way[at % AHEAD] = Some(tick.map_err(|error| self.parts.failed(error))?);
+            under_way[at % AHEAD] = Some(tick.map_err(|error| error.of_run(&self.parts.gpu))?);
         }
         self.wait(self.ticks.last(), stops)?;
         self.last.end(step);
@@ -145,6 +141,7 @@ impl Exec for VulkanExec {
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
+        self.parts.alive()?;
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
         let place = self.last.check_read(plan, output, row, into.len())?;
         let cols = into.len() as u64;
@@ -174,11 +171,9 @@ impl Exec for VulkanExec {
 
 impl Drop for VulkanExec {
     fn drop(&mut self) {
-        let ended = self.ticks.wait(self.ticks.last(), LINGER);
-        // Work on a lost device has ended. What neither ends nor is lost must keep its memory for ever.
-        if !matches!(ended, Ok(true)) && !self.parts.gpu.is_lost() {
-            self.parts.gpu.abandon();
-        }
+        // A step that was stopped may still run. Whatever comes of it, what it uses may go afterwards, or is leaked with
+        // the device.
+        let _: Result<(), GpuError> = self.ticks.settle();
     }
 }
 
@@ -256,9 +251,9 @@ impl Parts {
         Ok(buffer)
     }
 
-    fn failed(&self, error: GpuError) -> RunError {
-        let device = self.gpu.name();
-        if error.is_loss() { RunError::Lost { device } } else { RunError::Failed { device, why: error.why() } }
+    /// Whether the device is there at all.
+    fn alive(&self) -> Result<(), RunError> {
+        if self.gpu.is_lost() { Err(RunError::Lost { device: self.gpu.name() }) } else { Ok(()) }
     }
 
     fn unmapped(&self) -> RunError {
@@ -280,21 +275,15 @@ pub(crate) unsafe fn download(
     let mut ticks = Ticks::new(gpu)?;
     let buffer = commands.buffer()?;
     // SAFETY: a new command buffer; the caller vouches for the ranges; all of it outlives the wait, or is leaked.
-    let ended = unsafe {
+    unsafe {
         commands.record(buffer, |recording| {
             recording.barrier();
             recording.copy(from, room, bytes);
             recording.host_barrier();
         })?;
-        let tick = ticks.submit(buffer)?;
-        ticks.wait(tick, LINGER)
-    };
-    if !matches!(ended, Ok(true)) {
-        if !gpu.is_lost() {
-            gpu.abandon();
-        }
-        return Err(ended.err().unwrap_or(GpuError { call: "vkWaitSemaphores", result: vk::Result::TIMEOUT }));
+        ticks.submit(buffer)?;
     }
+    ticks.settle()?;
     // SAFETY: the copy has ended; the caller vouches for the room.
     Ok(unsafe { room.0.words(room.1, bytes / WORD) }.map_or_else(Vec::new, |words| words.to_vec()))
 }
@@ -313,20 +302,13 @@ pub(crate) unsafe fn fill(gpu: &Arc<Gpu>, buffer: &Buffer, word: u32) -> Result<
     let mut ticks = Ticks::new(gpu)?;
     let recorded = commands.buffer()?;
     // SAFETY: a new command buffer; what it names outlives the wait, or is leaked.
-    let ended = unsafe {
+    unsafe {
         commands.record(recorded, |recording| {
             recording.barrier();
             recording.fill(buffer, word);
             recording.barrier();
         })?;
-        let tick = ticks.submit(recorded)?;
-        ticks.wait(tick, LINGER)
-    };
-    if matches!(ended, Ok(true)) {
-        return Ok(());
+        ticks.submit(recorded)?;
     }
-    if !gpu.is_lost() {
-        gpu.abandon();
-    }
-    Err(ended.err().unwrap_or(GpuError { call: "vkWaitSemaphores", result: vk::Result::TIMEOUT }))
+    ticks.settle()
 }

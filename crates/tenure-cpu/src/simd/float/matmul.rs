@@ -36,14 +36,14 @@ pub struct Out {
 pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, out: Out) {
     let Some(row_bytes) = dtype.row_bytes(cols).filter(|&bytes| bytes > 0) else { return };
     assert!(w.len() == row_bytes * out.features && x.len().is_multiple_of(cols));
-    let float = match dtype {
-        DType::F32 => Float::F32,
-        DType::F16 => Float::F16,
-        DType::BF16 => Float::Bf16,
-        _ => return,
-    };
+    let Some(float) = Float::of(dtype) else { return };
     let (w, x, rows) = (w.as_ptr(), x.as_ptr(), x.len() / cols);
     dispatch(isa, Product { float, w, row_bytes, features: out.features, x, rows, cols, out });
+}
+
+/// Whether [`matmul`] takes weights of a type.
+pub fn has_kernel(dtype: DType) -> bool {
+    Float::of(dtype).is_some()
 }
 
 /// Rows from which on weights are converted once for all of them.
@@ -66,6 +66,17 @@ enum Float {
     F32,
     F16,
     Bf16,
+}
+
+impl Float {
+    fn of(dtype: DType) -> Option<Float> {
+        match dtype {
+            DType::F32 => Some(Float::F32),
+            DType::F16 => Some(Float::F16),
+            DType::BF16 => Some(Float::Bf16),
+            _ => None,
+        }
+    }
 }
 
 struct Product {

@@ -16,6 +16,6 @@ mod rope;
 pub(crate) mod testing;
 
 pub use elementwise::{add, glu, scale, softcap};
-pub use matmul::{Out, matmul};
+pub use matmul::{Out, has_kernel, matmul};
 pub use norm::rms_norm;
 pub use rope::{rope, rope_table};
