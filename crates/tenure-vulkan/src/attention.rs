@@ -25,7 +25,7 @@ const LEAST_UNITS: usize = 2;
 /// Parts of a row, at most: enough to occupy a device with the heads of one row.
 const MOST_PARTS: usize = 32;
 /// Rows that may be computed together.
-const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 /// Rows of a sequence there must be on the average, for them to be computed together.
 const LEAST_ROWS: usize = 4;
 

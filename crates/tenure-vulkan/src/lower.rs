@@ -7,7 +7,7 @@ use tenure_device::{StepRows, Wanted};
 use tenure_graph::{KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
 use tenure_tensor::{ByteSize, DType};
 
-use crate::attention::{Parts, part_bytes, shared_and_left};
+use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
 use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
 use crate::kinds::{FEW, Many, Placed, When};
@@ -243,7 +243,7 @@ impl Lowering<'_> {
         let most = self.bounds.groups * u64::from(tile);
         for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
             let weight = self.rows_of(w, row, first, count);
-            self.by_rows_of_work(&[x, out], k * count, |me, run| {
+            self.by_rows_of_work(&[x, out], (k * count, 1), |me, run| {
                 let x = me.read(x, run);
                 // What is bound in place of a bias that is not there is not read.
                 let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
@@ -310,7 +310,9 @@ impl Lowering<'_> {
             let work = of(count);
             // By the rows that all heads can have, however they are divided: then there are never more dispatches than
             // with every head by itself.
-            self.by_rows_of_work(&[q, out], of(heads as u64), |me, run| {
+            // Rows that may be computed together are not divided: how they are computed must not depend on how much a
+            // submission bears.
+            self.by_rows_of_work(&[q, out], (of(heads as u64), ROWS as u64), |me, run| {
                 let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let mut attend = |kernel, mode, share, when, to, parts| {
                     let operands = vec![operands[0], operands[1], to];
@@ -406,14 +408,15 @@ impl Lowering<'_> {
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
     fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
-        self.by_rows_of_work(values, 0, each)
+        self.by_rows_of_work(values, (0, 1), each)
     }
 
-    /// The same where each row takes so many multiplications, of which a submission bears a number.
+    /// The same where each row takes so many multiplications, of which a submission bears a number, and so many rows stay
+    /// together, where a binding holds them.
     fn by_rows_of_work(
         &mut self,
         values: &[Val],
-        work: u64,
+        (work, together): (u64, u64),
         mut each: impl FnMut(&mut Self, Run),
     ) -> Result<(), TooLarge> {
         let Some(&out) = values.last() else { return Ok(()) };
@@ -421,8 +424,9 @@ impl Lowering<'_> {
         let capacity = self.plan.shape().capacity(rows) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
         let row = self.cols(widest) * WORD;
-        let bearable = (self.bounds.work / work.max(1)).max(1);
-        let most = self.bounds.groups.min(bearable);
+        let bearable = (self.bounds.work / work.max(1)).max(together);
+        let most = self.bounds.groups.min(bearable).min(self.bounds.window / row.max(1));
+        let most = if most >= together { most - most % together } else { most };
         for (first, count) in self.windows(capacity, row, most, || format!("a row of {widest}"))? {
             each(self, Run { rows, first, count });
         }
@@ -761,10 +765,11 @@ mod tests {
         for piece in pieces {
             assert_eq!(piece.start, next);
             next = piece.end;
-            let parts = &parts[piece];
+            let parts: Vec<&Dispatch> = parts[piece].iter().filter(|part| part.is_in(many)).collect();
             let work: u64 = parts.iter().map(|part| part.work * rows(part)).sum();
-            // One row that has more cannot be divided.
-            assert!(work <= small.work || (parts.len() == 1 && rows(&parts[0]) == 1), "{parts:?}");
+            // One row that has more cannot be divided, nor can those that attention may compute together.
+            let least = if parts[0].kernel.name().starts_with("attention") { ROWS as u64 } else { 1 };
+            assert!(work <= small.work || (parts.len() == 1 && rows(parts[0]) <= least), "{parts:?}");
         }
         assert_eq!(next, parts.len());
     }
