@@ -12,7 +12,7 @@ use tenure::{
 };
 
 use crate::faulty::{Fault, Faulty, Operation};
-use crate::fixtures::{Golden, fixture, goldens};
+use crate::fixtures::{Golden, GoldenCase, fixture, goldens};
 
 /// A deadline that only what hangs misses.
 pub fn soon() -> Stop {
@@ -50,22 +50,31 @@ pub fn truth(engine: &Engine, bound: impl Fn(&str) -> f64) {
         let options = TextOptions { kv: KvType::F32, batch: 64, ..TextOptions::default() };
         let model = load(engine, golden, &options);
         for case in &golden.cases {
-            let mut session = model.session().expect("free");
-            let logits = session.evaluate(&case.tokens, &soon()).expect("evaluates");
-            let error = nmse(logits, &case.last_logits);
-            assert!(error <= bound(name), "{name} {}: nmse {error:e}", case.name);
-            let largest = logits.iter().zip(&case.last_logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            let mut tokens = case.tokens.clone();
-            for (&want, &margin) in case.greedy.iter().zip(&case.greedy_margin) {
-                let logits = session.evaluate(&tokens, &soon()).expect("evaluates");
-                let got = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-                // Below twice the error, either of the two may be first.
-                if margin > 4.0 * largest.max(1e-4) {
-                    assert_eq!(got, Some(want as usize), "{name} {} at {}", case.name, tokens.len());
-                }
-                tokens.push(want);
-            }
+            agrees(&model, case, bound(name), name);
         }
+    }
+}
+
+/// The logits of a prompt agree with the truth, and its greedy tokens wherever the second is further behind than twice
+/// the largest error of a logit puts it.
+///
+/// # Panics
+/// When they do not.
+pub fn agrees(model: &ModelHandle<Text>, case: &GoldenCase, bound: f64, what: &str) {
+    let mut session = model.session().expect("free");
+    let logits = session.evaluate(&case.tokens, &soon()).expect("evaluates");
+    let error = nmse(logits, &case.last_logits);
+    assert!(error <= bound, "{what} {}: nmse {error:e}", case.name);
+    let largest = logits.iter().zip(&case.last_logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let mut tokens = case.tokens.clone();
+    for (&want, &margin) in case.greedy.iter().zip(&case.greedy_margin) {
+        let logits = session.evaluate(&tokens, &soon()).expect("evaluates");
+        let got = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+        // Below twice the error, either of the two may be first.
+        if margin > 4.0 * largest.max(1e-4) {
+            assert_eq!(got, Some(want as usize), "{what} {} at {}", case.name, tokens.len());
+        }
+        tokens.push(want);
     }
 }
 

@@ -200,6 +200,17 @@ fn memory_under_a_copy_outlives_its_load() {
     gpu.close();
 }
 
+/// A model with a step under way that somebody stopped, on a device whose waits do not end.
+fn stopped(engine: &Engine, faults: &DriverFaults, caps: Caps) -> ModelHandle<Text> {
+    let model = blocks(engine, &TextOptions { batch: 40, ..TextOptions::default() });
+    let mut session = model.session().expect("free");
+    faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: true, injected: Injected::Hang });
+    let error = session.evaluate(&PROMPT, &within(Duration::from_millis(20))).map(drop).expect_err("never ends");
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error:?}");
+    drop(session);
+    model
+}
+
 /// What a stopped step uses is freed when the device is done with it, not before.
 #[test]
 fn memory_under_a_step_outlives_its_program() {
@@ -207,12 +218,7 @@ fn memory_under_a_step_outlives_its_program() {
         let faults = DriverFaults::new();
         let Some(gpu) = Gpu::open_failing(caps, faults.driver(None)) else { return };
         let engine = engine(&gpu);
-        let model = blocks(&engine, &TextOptions { batch: 40, ..TextOptions::default() });
-        let mut session = model.session().expect("free");
-        faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: true, injected: Injected::Hang });
-        let error = session.evaluate(&PROMPT, &within(Duration::from_millis(20))).map(drop).expect_err("never ends");
-        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error:?}");
-        drop(session);
+        let model = stopped(&engine, &faults, caps);
         let held = gpu.allocated();
         std::thread::scope(|scope| {
             let unload = scope.spawn(|| engine.unload(model, Deadline::after(SLACK)).expect("nobody uses it"));
@@ -239,12 +245,7 @@ fn a_device_lost_while_something_is_dropped_frees_it() {
         let faults = DriverFaults::new();
         let Some(gpu) = Gpu::open_failing(caps, faults.driver(None)) else { return };
         let engine = engine(&gpu);
-        let model = blocks(&engine, &TextOptions { batch: 40, ..TextOptions::default() });
-        let mut session = model.session().expect("free");
-        faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: true, injected: Injected::Hang });
-        let error = session.evaluate(&PROMPT, &within(Duration::from_millis(20))).map(drop).expect_err("never ends");
-        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error:?}");
-        drop(session);
+        let model = stopped(&engine, &faults, caps);
         faults.arm(DriverFault { call: Some(waits(caps)), nth: 1, sticky: false, injected: Injected::Lost });
         engine.unload(model, Deadline::after(SLACK)).expect("nobody uses it");
         assert_eq!(faults.struck(), Some(waits(caps)));
