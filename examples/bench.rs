@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession};
+use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession, Wanted};
 use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
 
 /// Measures a language model's speed.
@@ -128,7 +128,10 @@ fn explain(model: &ModelArgs, engine: &Engine, options: &TextOptions) -> Result<
     let needed: u64 =
         plan.weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).map(ByteSize::get).sum();
     for rows in [1, shape.rows] {
-        let counts = vulkan.explain(plan, cache, rows, 1).map_err(tenure::Error::from)?;
+        // All logits, as evaluation wants them; the largest, as greedy and default sampling do.
+        let [counts, greedy, default] = [Wanted::Row, Wanted::Top(1), Wanted::Top(40)]
+            .map(|wanted| vulkan.explain(plan, cache, rows, &[wanted]).map_err(tenure::Error::from));
+        let (counts, greedy, default) = (counts?, greedy?, default?);
         let dispatches: usize = counts.dispatches.values().sum();
         note(format_args!("a step of {rows} rows, 1 out:\n"));
         for (kernel, count) in &counts.dispatches {
@@ -141,6 +144,8 @@ fn explain(model: &ModelArgs, engine: &Engine, options: &TextOptions) -> Result<
         }
         let (weights, values) = (counts.weight_bytes, counts.value_bytes);
         note(format_args!("  weight bytes read {weights}, of {needed} in the file; value bytes moved {values}\n"));
+        let [all, one, some] = [&counts, &greedy, &default].map(|counts| counts.read_back_bytes);
+        note(format_args!("  bytes read back {all}; {one} where the largest logit is wanted, {some} where 40 are\n"));
     }
     Ok(())
 }

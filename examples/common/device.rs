@@ -92,7 +92,7 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
             if let Some(free) = device.free {
                 write!(out, ", {free} free")?;
             }
-            writeln!(out, "  {}", device.features)?;
+            writeln!(out, "  {}  {} kernels", device.features, device.features.kernels())?;
         }
         if let Some(none) = &none {
             writeln!(out, "no GPU: {none}")?;
@@ -110,6 +110,7 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
                 "memory_bytes": device.memory.get(),
                 "free_bytes": device.free.map(tenure::ByteSize::get),
                 "features": device.features.to_string(),
+                "kernels": device.features.kernels().to_string(),
             })
         })
         .collect();

@@ -1,85 +1,69 @@
 // Causal attention of each row over its sequence's cached positions, online softmax. A workgroup computes one query head
 // of one row, 128 positions at a time: first a lane for each position, then the lanes share out the words of the values.
 #version 450
+#pragma variants(SUBGROUP)
 #extension GL_GOOGLE_include_directive : require
+#ifdef SUBGROUP
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#endif
 
 #define STEP_WORDS
 #define PUSH uint head_dim; uint heads; uint first_head; uint head_count; uint blocks; uint pos_words; uint group; \
-    float scale; uint window; float softcap;
+    float scale; uint window; float softcap; uint most_parts; uint mode;
 #include "common.glsl"
 #include "kv.glsl"
-
-// The same as head_dim, known when the pipeline is made.
-layout(constant_id = 1) const uint HEAD_DIM = 64u;
-
-layout(set = 1, binding = 0, std430) readonly buffer Q { float q[]; };
-layout(set = 1, binding = 1, std430) readonly buffer Kv { uint kv[]; };
-layout(set = 1, binding = 2, std430) writeonly buffer Out { float result[]; };
-
+#include "reduce.glsl"
 #include "elements.glsl"
+#include "softmax.glsl"
+
+// What `mode` is: each row; or each that attention_rows leaves; or a part of the positions of each, for attention_join.
+#define LEFT_ROWS 1u
+#define PARTS 2u
 
 shared float query[WORDS * PER_WORD];
 shared float weights[LANES];
 shared uint places[LANES];
-shared float scratch[LANES];
 
 float score_of(uint at) {
     float sum = 0.0;
-    for (uint word = 0u; word < WORDS; word++) {
-        vec4 k = elements(at, word);
-        for (uint i = 0u; i < PER_WORD; i++) {
-            sum += query[word * PER_WORD + i] * k[i];
+    for (uint word = 0u; word < WORDS; word += AT_ONCE) {
+        uvec4 bits = words_at(at + word);
+        for (uint n = 0u; n < AT_ONCE; n++) {
+            vec4 k = elements_of(bits[n], at, word + n);
+            for (uint i = 0u; i < PER_WORD; i++) {
+                sum += query[(word + n) * PER_WORD + i] * k[i];
+            }
         }
     }
     return capped(sum);
 }
 
-float largest_of_all(float mine) {
-    uint lane = gl_LocalInvocationID.x;
-    scratch[lane] = mine;
-    barrier();
-    for (uint half_lanes = LANES / 2u; half_lanes > 0u; half_lanes /= 2u) {
-        if (lane < half_lanes) {
-            scratch[lane] = max(scratch[lane], scratch[lane + half_lanes]);
-        }
-        barrier();
-    }
-    float largest = scratch[0];
-    barrier();
-    return largest;
-}
-
-float sum_of_all(float mine) {
-    uint lane = gl_LocalInvocationID.x;
-    scratch[lane] = mine;
-    barrier();
-    for (uint half_lanes = LANES / 2u; half_lanes > 0u; half_lanes /= 2u) {
-        if (lane < half_lanes) {
-            scratch[lane] += scratch[lane + half_lanes];
-        }
-        barrier();
-    }
-    float sum = scratch[0];
-    barrier();
-    return sum;
-}
-
 void main() {
     uint row = gl_WorkGroupID.y;
     uint lane = gl_LocalInvocationID.x;
-    if (row >= row_count()) {
+    uint rows = row_count();
+    if (row >= rows || (mode == LEFT_ROWS && is_shared(row / ROWS * ROWS, rows))) {
         return;
     }
+    uint table = step_table(first_row + row);
+    uint end = step_position(first_row + row) + 1u;
+    uint start = first_attended(end - 1u);
+    if (mode == PARTS) {
+        uint units = units_of_part(units_of(start, end));
+        uint first = start / LANES + gl_WorkGroupID.z * units;
+        if (first * LANES >= end) {
+            return;
+        }
+        start = max(start, first * LANES);
+        end = min(end, (first + units) * LANES);
+    }
+
     uint head = gl_WorkGroupID.x / group;
     uint at = (row * heads + first_head * group + gl_WorkGroupID.x) * HEAD_DIM;
     for (uint d = lane; d < WORDS * PER_WORD; d += LANES) {
         query[d] = d < HEAD_DIM ? q[base[0] + at + d] : 0.0;
     }
     barrier();
-
-    uint table = step_table(first_row + row);
-    uint end = step_position(first_row + row) + 1u;
-    uint start = first_attended(end - 1u);
 
     uint team = lane / TEAM;
     uint member = lane % TEAM;
@@ -88,6 +72,7 @@ void main() {
         sum[i] = 0.0;
     }
     float largest = NEGATIVE_INFINITY;
+    // Of the positions whose scores this lane computed.
     float total = 0.0;
     // Aligned, so that the order of sums depends on the positions alone.
     for (uint chunk = start / LANES * LANES; chunk < end; chunk += LANES) {
@@ -100,12 +85,12 @@ void main() {
             places[lane] = kv_position(base[1], head, 1u, blocks * KV_BLOCK, block, slot);
         }
         float now = max(largest, largest_of_all(score));
+        float keep = kept(largest, now);
         float weight = weight_of(score, now);
-        // As long as every score is negative infinity, there is nothing to keep less of.
-        float keep = now == NEGATIVE_INFINITY ? 1.0 : exp(largest - now);
         weights[lane] = weight;
         largest = now;
-        total = total * keep + sum_of_all(weight);
+        total = total * keep + weight;
+        barrier();
         for (uint i = 0u; i < WORDS_EACH * PER_WORD; i++) {
             sum[i] *= keep;
         }
@@ -130,7 +115,17 @@ void main() {
         barrier();
     }
 
-    float inverse = total == 0.0 ? 0.0 : 1.0 / total;
+    total = sum_of_all(total);
+    float factor = total == 0.0 ? 0.0 : 1.0 / total;
+    uint to = base[2] + at;
+    if (mode == PARTS) {
+        factor = 1.0;
+        to = base[2] + part_at(gl_WorkGroupID.x, row, head_count * group, gl_WorkGroupID.z);
+        if (lane == 0u) {
+            result[to + HEAD_DIM] = largest;
+            result[to + HEAD_DIM + 1u] = total;
+        }
+    }
     for (uint i = 0u; i < WORDS_EACH; i++) {
         for (uint j = 0u; j < PER_WORD; j++) {
             scratch[lane] = sum[i * PER_WORD + j];
@@ -141,7 +136,7 @@ void main() {
                 for (uint t = 1u; t < TEAMS; t++) {
                     all += scratch[member + TEAM * t];
                 }
-                result[base[2] + at + d] = all * inverse;
+                result[to + d] = all * factor;
             }
             barrier();
         }

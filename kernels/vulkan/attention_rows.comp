@@ -1,41 +1,166 @@
 // As attention.comp, for many rows: a workgroup computes one query head of 8 rows, and rows of the same sequence that follow
-// one another read its keys and values together.
+// one another read its keys and values together. Rows of too many sequences are left to attention.
 #version 450
+#pragma variants(SUBGROUP)
 #extension GL_GOOGLE_include_directive : require
+#ifdef SUBGROUP
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#endif
 
 #define STEP_WORDS
 #define PUSH uint head_dim; uint heads; uint first_head; uint head_count; uint blocks; uint pos_words; uint group; \
-    float scale; uint window; float softcap;
+    float scale; uint window; float softcap; uint most_parts; uint mode;
 #include "common.glsl"
 #include "kv.glsl"
-
-// The same as head_dim, known when the pipeline is made.
-layout(constant_id = 1) const uint HEAD_DIM = 64u;
-
-layout(set = 1, binding = 0, std430) readonly buffer Q { float q[]; };
-layout(set = 1, binding = 1, std430) readonly buffer Kv { uint kv[]; };
-layout(set = 1, binding = 2, std430) writeonly buffer Out { float result[]; };
-
 #include "elements.glsl"
+#include "softmax.glsl"
 
-const uint ROWS = 8u;
-// Lanes that normalise a row's scores.
-const uint SHARERS = LANES / ROWS;
 // Teams share out the rows; within one, the words of a value.
 const uint ROWS_EACH = ROWS / TEAMS;
 
 shared float query[ROWS * WORDS * PER_WORD];
+// Of each row: its scores, then their weights; and in between, what lanes or subgroups found of them.
 shared float weights[ROWS * LANES];
 shared uint places[LANES];
-shared float scratch[LANES];
 shared float keeps[ROWS];
 shared float totals[ROWS];
+
+#ifdef SUBGROUP
+// Of all rows, the largest score so far and this lane's share of the weights' sum.
+float largest[ROWS];
+float total[ROWS];
+
+// From scores to weights. No lane has the same rows or positions twice.
+void weigh(float score[ROWS]) {
+    uint lane = gl_LocalInvocationID.x;
+    for (uint r = 0u; r < ROWS; r++) {
+        float most = subgroupMax(score[r]);
+        if (subgroupElect()) {
+            weights[r * LANES + gl_SubgroupID] = most;
+        }
+    }
+    barrier();
+    float keep[ROWS];
+    for (uint r = 0u; r < ROWS; r++) {
+        float now = largest[r];
+        for (uint s = 0u; s < gl_NumSubgroups; s++) {
+            now = max(now, weights[r * LANES + s]);
+        }
+        keep[r] = kept(largest[r], now);
+        largest[r] = now;
+    }
+    barrier();
+    for (uint r = 0u; r < ROWS; r++) {
+        float weight = weight_of(score[r], largest[r]);
+        weights[r * LANES + lane] = weight;
+        total[r] = total[r] * keep[r] + weight;
+        if (lane == 0u) {
+            keeps[r] = keep[r];
+        }
+    }
+    barrier();
+}
+
+// Writes the sums of the rows' weights.
+void add_up() {
+    for (uint r = 0u; r < ROWS; r++) {
+        float sum = subgroupAdd(total[r]);
+        if (subgroupElect()) {
+            weights[r * LANES + gl_SubgroupID] = sum;
+        }
+    }
+    barrier();
+    uint r = gl_LocalInvocationID.x;
+    if (r < ROWS) {
+        float sum = 0.0;
+        for (uint s = 0u; s < gl_NumSubgroups; s++) {
+            sum += weights[r * LANES + s];
+        }
+        totals[r] = sum;
+    }
+    barrier();
+}
+
+void begin() {
+    for (uint r = 0u; r < ROWS; r++) {
+        largest[r] = NEGATIVE_INFINITY;
+        total[r] = 0.0;
+    }
+}
+#else
+// Lanes that normalise a row's scores.
+const uint SHARERS = LANES / ROWS;
+
+shared float scratch[LANES];
+
+// Of the row whose scores this lane helps normalise, the largest so far and this lane's share of the weights' sum.
+float largest;
+float total;
+
+void weigh(float score[ROWS]) {
+    uint lane = gl_LocalInvocationID.x;
+    uint mine = lane / SHARERS;
+    uint sharer = lane % SHARERS;
+    for (uint r = 0u; r < ROWS; r++) {
+        weights[r * LANES + lane] = score[r];
+    }
+    barrier();
+    float now = NEGATIVE_INFINITY;
+    for (uint i = sharer; i < LANES; i += SHARERS) {
+        now = max(now, weights[mine * LANES + i]);
+    }
+    scratch[lane] = now;
+    barrier();
+    for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
+        if (sharer < sharers) {
+            scratch[lane] = max(scratch[lane], scratch[lane + sharers]);
+        }
+        barrier();
+    }
+    now = max(largest, scratch[lane - sharer]);
+    float added = 0.0;
+    for (uint i = sharer; i < LANES; i += SHARERS) {
+        float weight = weight_of(weights[mine * LANES + i], now);
+        weights[mine * LANES + i] = weight;
+        added += weight;
+    }
+    float keep = kept(largest, now);
+    if (sharer == 0u) {
+        keeps[mine] = keep;
+    }
+    total = total * keep + added;
+    largest = now;
+    barrier();
+}
+
+void add_up() {
+    uint lane = gl_LocalInvocationID.x;
+    uint sharer = lane % SHARERS;
+    scratch[lane] = total;
+    barrier();
+    for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
+        if (sharer < sharers) {
+            scratch[lane] += scratch[lane + sharers];
+        }
+        barrier();
+    }
+    if (sharer == 0u) {
+        totals[lane / SHARERS] = scratch[lane];
+    }
+    barrier();
+}
+
+void begin() {
+    largest = NEGATIVE_INFINITY;
+    total = 0.0;
+}
+#endif
 
 void main() {
     uint lane = gl_LocalInvocationID.x;
     uint row = gl_WorkGroupID.y * ROWS;
     uint rows = row_count();
-    if (row >= rows) {
+    if (row >= rows || !is_shared(row, rows)) {
         return;
     }
     rows = min(rows - row, ROWS);
@@ -54,12 +179,7 @@ void main() {
     for (uint i = 0u; i < ROWS_EACH * WORDS_EACH * PER_WORD; i++) {
         sum[i] = 0.0;
     }
-    // Of the row whose scores this lane helps normalise.
-    uint mine = lane / SHARERS;
-    uint sharer = lane % SHARERS;
-    float largest = NEGATIVE_INFINITY;
-    float total = 0.0;
-
+    begin();
     for (uint first = 0u, last = 0u; first < rows; first = last) {
         // Rows `first` to before `last` are of one sequence.
         uint table = step_table(first_row + row + first);
@@ -82,11 +202,14 @@ void main() {
                 uint slot = position % KV_BLOCK;
                 uint keys = kv_position(base[1], head, 0u, blocks * KV_BLOCK, block, slot);
                 places[lane] = kv_position(base[1], head, 1u, blocks * KV_BLOCK, block, slot);
-                for (uint word = 0u; word < WORDS; word++) {
-                    vec4 k = elements(keys, word);
-                    for (uint r = 0u; r < ROWS; r++) {
-                        for (uint i = 0u; i < PER_WORD; i++) {
-                            score[r] += query[(r * WORDS + word) * PER_WORD + i] * k[i];
+                for (uint word = 0u; word < WORDS; word += AT_ONCE) {
+                    uvec4 bits = words_at(keys + word);
+                    for (uint n = 0u; n < AT_ONCE; n++) {
+                        vec4 k = elements_of(bits[n], keys, word + n);
+                        for (uint r = 0u; r < ROWS; r++) {
+                            for (uint i = 0u; i < PER_WORD; i++) {
+                                score[r] += query[(r * WORDS + word + n) * PER_WORD + i] * k[i];
+                            }
                         }
                     }
                 }
@@ -97,45 +220,9 @@ void main() {
                     uint of_row = step_position(first_row + row + r);
                     attended = position >= first_attended(of_row) && position <= of_row;
                 }
-                weights[r * LANES + lane] = attended ? capped(score[r]) : NEGATIVE_INFINITY;
+                score[r] = attended ? capped(score[r]) : NEGATIVE_INFINITY;
             }
-            barrier();
-
-            float now = NEGATIVE_INFINITY;
-            for (uint i = sharer; i < LANES; i += SHARERS) {
-                now = max(now, weights[mine * LANES + i]);
-            }
-            scratch[lane] = now;
-            barrier();
-            for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
-                if (sharer < sharers) {
-                    scratch[lane] = max(scratch[lane], scratch[lane + sharers]);
-                }
-                barrier();
-            }
-            now = max(largest, scratch[lane - sharer]);
-            barrier();
-            float added = 0.0;
-            for (uint i = sharer; i < LANES; i += SHARERS) {
-                float weight = weight_of(weights[mine * LANES + i], now);
-                weights[mine * LANES + i] = weight;
-                added += weight;
-            }
-            scratch[lane] = added;
-            // As long as every score is negative infinity, there is nothing to keep less of.
-            float keep = now == NEGATIVE_INFINITY ? 1.0 : exp(largest - now);
-            if (sharer == 0u) {
-                keeps[mine] = keep;
-            }
-            barrier();
-            for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
-                if (sharer < sharers) {
-                    scratch[lane] += scratch[lane + sharers];
-                }
-                barrier();
-            }
-            total = total * keep + scratch[lane - sharer];
-            largest = now;
+            weigh(score);
 
             for (uint i = 0u; i < ROWS_EACH; i++) {
                 for (uint j = 0u; j < WORDS_EACH * PER_WORD; j++) {
@@ -164,10 +251,7 @@ void main() {
         }
     }
 
-    if (sharer == 0u) {
-        totals[mine] = total;
-    }
-    barrier();
+    add_up();
     for (uint i = 0u; i < ROWS_EACH; i++) {
         uint r = team + TEAMS * i;
         float inverse = totals[r] == 0.0 ? 0.0 : 1.0 / totals[r];

@@ -1,7 +1,11 @@
 // x w^T (+ bias) for few rows: a workgroup computes 8 features of up to 4 rows. 32 lanes share out the weights of two
 // features, each of which is read once for all rows, as each activation is for both features.
 #version 450
+#pragma variants(SUBGROUP)
 #extension GL_GOOGLE_include_directive : require
+#ifdef SUBGROUP
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#endif
 
 #define PUSH uint k; uint row_words; uint features; uint out_cols; uint out_first; uint has_bias;
 #include "common.glsl"
@@ -26,8 +30,19 @@ const uint SHARERS = LANES * EACH / FEATURES;
 
 shared float sums[EACH * ROWS][LANES];
 
+// Of those of a workgroup, the lane that this invocation is: in the order of subgroups, if they are of one size and full.
+// Then lanes that follow one another are of one subgroup, or of whole ones; nothing else says which invocations are.
+uint numbered() {
+#ifdef SUBGROUP
+    if (gl_NumSubgroups * gl_SubgroupSize == LANES) {
+        return gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+    }
+#endif
+    return gl_LocalInvocationID.x;
+}
+
 void main() {
-    uint lane = gl_LocalInvocationID.x;
+    uint lane = numbered();
     uint sharer = lane % SHARERS;
     uint feature = gl_WorkGroupID.x * FEATURES + lane / SHARERS * EACH;
     uint row = gl_WorkGroupID.y * ROWS;
@@ -73,23 +88,52 @@ void main() {
             }
         }
     }
-    for (uint i = 0u; i < EACH * ROWS; i++) {
-        sums[i][lane] = sum[i];
-    }
-    barrier();
-    for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
-        if (sharer < sharers) {
-            for (uint i = 0u; i < EACH * ROWS; i++) {
-                sums[i][lane] += sums[i][lane + sharers];
+    // Where the sums of this lane's features begin, and how many there are of each.
+    uint from = lane - sharer;
+    uint count = 1u;
+#ifdef SUBGROUP
+    if (gl_NumSubgroups * gl_SubgroupSize == LANES) {
+        // As many lanes share out two features as a subgroup has, or several subgroups have, or some of one.
+        uint within = max(gl_SubgroupSize / SHARERS, 1u);
+        count = max(SHARERS / gl_SubgroupSize, 1u);
+        from = lane / SHARERS * count;
+        for (uint i = 0u; i < EACH * ROWS; i++) {
+            if (i % ROWS < rows) {
+                for (uint t = 0u; t < within; t++) {
+                    float all = subgroupAdd(lane / SHARERS % within == t ? sum[i] : 0.0);
+                    if (subgroupElect()) {
+                        sums[i][gl_SubgroupID * within + t] = all;
+                    }
+                }
             }
         }
         barrier();
+    } else
+#endif
+    {
+        for (uint i = 0u; i < EACH * ROWS; i++) {
+            sums[i][lane] = sum[i];
+        }
+        barrier();
+        for (uint sharers = SHARERS / 2u; sharers > 0u; sharers /= 2u) {
+            if (sharer < sharers) {
+                for (uint i = 0u; i < EACH * ROWS; i++) {
+                    if (i % ROWS < rows) {
+                        sums[i][lane] += sums[i][lane + sharers];
+                    }
+                }
+            }
+            barrier();
+        }
     }
     // One sharer for each feature and row.
     uint r = sharer % ROWS;
     feature += sharer / ROWS;
     if (sharer < EACH * ROWS && r < rows && feature < features) {
-        float y = sums[sharer][lane - sharer];
+        float y = 0.0;
+        for (uint s = 0u; s < count; s++) {
+            y += sums[sharer][from + s];
+        }
         if (has_bias != 0u) {
             y += bias[base[2] + out_first + feature];
         }

@@ -1,15 +1,18 @@
 // Root-mean-square norm of each run of `group` columns, times a weight. One workgroup for each run.
 #version 450
+#pragma variants(SUBGROUP)
 #extension GL_GOOGLE_include_directive : require
+#ifdef SUBGROUP
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#endif
 
 #define PUSH uint cols; uint group; float eps;
 #include "common.glsl"
+#include "reduce.glsl"
 
 layout(set = 1, binding = 0, std430) readonly buffer X { float x[]; };
 layout(set = 1, binding = 1, std430) readonly buffer Weight { float weight[]; };
 layout(set = 1, binding = 2, std430) writeonly buffer Out { float result[]; };
-
-shared float sums[LANES];
 
 void main() {
     uint row = gl_WorkGroupID.y;
@@ -23,15 +26,7 @@ void main() {
         float v = x[base[0] + run + c];
         sum += v * v;
     }
-    sums[lane] = sum;
-    barrier();
-    for (uint half_lanes = LANES / 2u; half_lanes > 0u; half_lanes /= 2u) {
-        if (lane < half_lanes) {
-            sums[lane] += sums[lane + half_lanes];
-        }
-        barrier();
-    }
-    float factor = 1.0 / sqrt(sums[0] / float(group) + eps);
+    float factor = 1.0 / sqrt(sum_of_all(sum) / float(group) + eps);
     for (uint c = lane; c < group; c += LANES) {
         result[base[2] + run + c] = x[base[0] + run + c] * factor * weight[base[1] + c];
     }

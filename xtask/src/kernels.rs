@@ -101,18 +101,29 @@ fn manifest(folder: &Path) -> io::Result<String> {
         for file in sources(&folder.join(language)) {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let source = format!("{language}/{name}");
-            let included: Vec<String> = includes(&std::fs::read_to_string(&file)?);
+            let text_of = std::fs::read_to_string(&file)?;
+            let included: Vec<String> = includes(&text_of);
             let included: Vec<String> = included.iter().map(|name| format!("\"{language}/{name}\"")).collect();
             let kind = if name.ends_with(".glsl") { "include" } else { "kernel" };
             let _ = write!(text, "\n[[{kind}]]\nsource = \"{source}\"\nsha256 = \"{}\"\n", hash_of(&source)?);
             if let Some(stem) = name.strip_suffix(".comp") {
-                let output = format!("prebuilt/{language}/{stem}.spv");
+                let outputs = outputs(&text_of, &format!("prebuilt/{language}/{stem}"));
+                let hashes = outputs.iter().map(|output| hash_of(output)).collect::<io::Result<Vec<_>>>()?;
+                let list = |of: Vec<String>| of.iter().map(|one| format!("\"{one}\"")).collect::<Vec<_>>().join(", ");
                 let _ = writeln!(text, "includes = [{}]", included.join(", "));
-                let _ = writeln!(text, "outputs = [\"{output}\"]\noutputs_sha256 = [\"{}\"]", hash_of(&output)?);
+                let _ = writeln!(text, "outputs = [{}]\noutputs_sha256 = [{}]", list(outputs), list(hashes));
             }
         }
     }
     Ok(text)
+}
+
+/// What a source is compiled to: a binary, and one for each variant it names.
+fn outputs(source: &str, stem: &str) -> Vec<String> {
+    let named = |line| str::strip_suffix(str::strip_prefix(line, "#pragma variants(")?, ")");
+    let names = source.lines().filter_map(named).flat_map(str::split_whitespace);
+    let variants = names.map(|name| format!("{stem}.{}.spv", name.to_lowercase()));
+    std::iter::once(format!("{stem}.spv")).chain(variants).collect()
 }
 
 /// The files that a source includes.

@@ -1,6 +1,7 @@
-//! Checks and chores of the Tenure workspace: `cargo xtask check`, `cargo xtask kernels`.
+//! Checks and chores of the Tenure workspace: `cargo xtask check`, `cargo xtask kernels`, `cargo xtask support`.
 
 mod kernels;
+mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,8 +53,9 @@ fn main() -> ExitCode {
         ["check"] => check(),
         ["kernels"] => compile_kernels(false),
         ["kernels", "--check"] => compile_kernels(true),
+        ["support"] => write_support(),
         _ => {
-            eprintln!("usage: cargo xtask check | kernels [--check]");
+            eprintln!("usage: cargo xtask check | kernels [--check] | support");
             ExitCode::from(2)
         }
     }
@@ -66,6 +68,14 @@ fn compile_kernels(only_compare: bool) -> ExitCode {
     let done = if only_compare { kernels::recompile(&folder, &mut faults) } else { kernels::compile(&folder) };
     faults.extend(done.err().map(|error| error.to_string()));
     report(&faults, if only_compare { "kernels: what their sources compile to" } else { "kernels: compiled" })
+}
+
+/// Writes down what runs where.
+fn write_support() -> ExitCode {
+    let file = root().join(support::FILE);
+    let written = support::document().and_then(|text| std::fs::write(&file, text).map_err(|error| error.to_string()));
+    let faults: Vec<String> = written.err().into_iter().collect();
+    report(&faults, "support: written")
 }
 
 fn report(faults: &[String], well: &str) -> ExitCode {
@@ -93,8 +103,9 @@ fn check() -> ExitCode {
         unsafety(&folder, name, unsafe_paths, &mut faults);
     }
     kernels::check(&root.join("kernels"), &mut faults);
+    support::check(&read(&root.join(support::FILE), &mut faults), &mut faults);
     tracked(&root, &mut faults);
-    report(&faults, "layering, unsafety, kernels and tracked files: as they should be")
+    report(&faults, "layering, unsafety, kernels, what runs where and tracked files: as they should be")
 }
 
 /// Dependencies on crates of the workspace point downward only.

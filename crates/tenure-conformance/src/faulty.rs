@@ -60,6 +60,8 @@ pub struct Fault {
 pub struct Faulty {
     inner: Arc<dyn Backend>,
     trigger: Arc<Trigger>,
+    /// What it says that can still be allocated, where that is not what the wrapped one says.
+    available: Mutex<Option<ByteSize>>,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +74,7 @@ struct Trigger {
 impl Faulty {
     /// A backend that works until a fault is armed.
     pub fn new(inner: Arc<dyn Backend>) -> Self {
-        Faulty { inner, trigger: Arc::default() }
+        Faulty { inner, trigger: Arc::default(), available: Mutex::default() }
     }
 
     /// Arms a fault; counting starts anew.
@@ -80,6 +82,12 @@ impl Faulty {
         *self.trigger.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
         self.trigger.calls.store(0, Ordering::SeqCst);
         self.trigger.fired.store(false, Ordering::SeqCst);
+    }
+
+    /// Says from now on that so much can still be allocated, as if others held the rest of the device; `None`: what
+    /// the wrapped backend says.
+    pub fn say_available(&self, bytes: Option<ByteSize>) {
+        *self.available.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
     }
 
     /// Works again.
@@ -127,9 +135,18 @@ unsafe impl Backend for Faulty {
         self.inner.largest_segment()
     }
 
+    fn available(&self) -> Option<ByteSize> {
+        let said = *self.available.lock().unwrap_or_else(PoisonError::into_inner);
+        said.or_else(|| self.inner.available())
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        Ok(Arc::new(Faulty::new(self.inner.reopen()?)))
+    }
+
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         if self.trigger.strikes(Operation::Alloc) {
-            return Err(AllocError { device: self.name(), bytes });
+            return Err(AllocError::OutOfMemory { device: self.name(), bytes });
         }
         self.inner.alloc(kind, bytes)
     }
@@ -220,5 +237,12 @@ impl Exec for FaultyExec {
             return Err(injected());
         }
         self.inner.read(output, row, into)
+    }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        if self.trigger.strikes(Operation::Read) {
+            return Err(injected());
+        }
+        self.inner.read_top(row, into)
     }
 }

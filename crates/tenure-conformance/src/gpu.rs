@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tenure_vulkan::{Caps, ValidationLog, Vulkan, VulkanError, VulkanOptions};
+use tenure_device::{Backend, Lease};
+use tenure_tensor::ByteSize;
+use tenure_vulkan::testing::Driver;
+use tenure_vulkan::{Caps, KernelSet, ValidationLog, Vulkan, VulkanError, VulkanOptions};
 
 /// An open device, and what the validation layer says about its use.
 pub struct Gpu {
@@ -12,17 +15,30 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// The first Vulkan device, watched over by the validation layer. On a machine without either, says so and gives
+    /// The first Vulkan device, watched over by the validation layer, with the fastest kernels that it and `caps` allow. On a machine without either, says so and gives
     /// `None`; a test calls it off then. Where the environment has `CI`, that is a failure: there the packages are
     /// installed, and a test that does not run proves nothing.
     ///
     /// # Panics
     /// When there is a device that cannot be opened, or none in CI.
     pub fn open(caps: Caps) -> Option<Gpu> {
+        Gpu::open_failing(caps, Driver::default())
+    }
+
+    /// The same, with a driver that fails as it is told to.
+    ///
+    /// # Panics
+    /// As [`Gpu::open`].
+    pub fn open_failing(caps: Caps, driver: Driver) -> Option<Gpu> {
         let log = ValidationLog::new();
         let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
-        match Vulkan::open(&options) {
-            Ok(backend) => Some(Gpu { backend: Arc::new(backend), log }),
+        match Vulkan::open_failing(&options, driver) {
+            Ok(backend) => {
+                let fastest = backend.info().features.kernels();
+                let expected = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { fastest };
+                assert_eq!(backend.kernels(), expected);
+                Some(Gpu { backend: Arc::new(backend), log })
+            }
             Err(
                 error @ (VulkanError::NoLoader { .. }
                 | VulkanError::NoDriver
@@ -38,6 +54,23 @@ impl Gpu {
             }
             Err(error) => panic!("a device is there and cannot be opened: {error}"),
         }
+    }
+
+    /// What the backend has allocated beside its overhead.
+    pub fn allocated(&self) -> ByteSize {
+        self.backend.allocated().saturating_sub(self.backend.overhead())
+    }
+
+    /// The words of a lease's memory.
+    ///
+    /// # Panics
+    /// When the device cannot be read.
+    ///
+    /// # Safety
+    /// Nothing runs that writes the memory.
+    pub unsafe fn words(&self, lease: &Lease) -> Vec<u32> {
+        // SAFETY: the caller's promise.
+        unsafe { self.backend.peek(lease.raw()) }.expect("the device is there")
     }
 
     /// Closes the device, and sees to it that the validation layer had nothing to say, objects left behind included.

@@ -1,7 +1,8 @@
 //! Operation cases over every backend, golden runs, and backends that inject faults and poison.
 //!
 //! What it is: what the tests of the workspace share. [`Faulty`] fails the N-th call of a kind; [`Poisoned`] fills
-//! memory with NaN before anything may rely on it. What it is not: published.
+//! memory with NaN before anything may rely on it; [`DriverFaults`] fails calls of a Vulkan driver; [`checks`] are what holds on
+//! every backend. What it is not: published.
 //!
 //! Three types to know: [`Faulty`], [`Poisoned`], [`Golden`].
 //!
@@ -19,12 +20,15 @@
 //! # Ok::<(), tenure_device::DeviceError>(())
 //! ```
 
+pub mod checks;
+mod driver;
 mod faulty;
 mod fixtures;
 mod gpu;
 mod poisoned;
 
+pub use driver::{DriverFault, DriverFaults};
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};
 pub use gpu::Gpu;
-pub use poisoned::Poisoned;
+pub use poisoned::{POISON, Poisoned};

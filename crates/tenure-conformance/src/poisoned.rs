@@ -9,8 +9,8 @@ use tenure_device::{
 use tenure_graph::{KvLayer, KvType, OutputId, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
-/// A quiet NaN as f32, and NaN as a pair of f16.
-const POISON: u32 = 0x7fff_7fff;
+/// What memory that nobody wrote is filled with: a quiet NaN as f32, and NaN as a pair of f16.
+pub const POISON: u32 = 0x7fff_7fff;
 
 /// Wraps a backend. Results must not differ from the wrapped backend's by a bit.
 #[derive(Debug)]
@@ -43,6 +43,14 @@ unsafe impl Backend for Poisoned {
         self.inner.largest_segment()
     }
 
+    fn available(&self) -> Option<ByteSize> {
+        self.inner.available()
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        Ok(Arc::new(Poisoned::new(self.inner.reopen()?)))
+    }
+
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         let raw = self.inner.alloc(kind, bytes)?;
         // SAFETY: just allocated.
@@ -51,7 +59,7 @@ unsafe impl Backend for Poisoned {
             Err(_) => {
                 // SAFETY: just allocated, and handed to nobody.
                 unsafe { self.inner.free(raw) };
-                Err(AllocError { device: self.name(), bytes })
+                Err(AllocError::OutOfMemory { device: self.name(), bytes })
             }
         }
     }
@@ -128,5 +136,9 @@ impl Exec for PoisonedExec {
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         self.inner.read(output, row, into)
+    }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        self.inner.read_top(row, into)
     }
 }

@@ -1,69 +1,56 @@
 //! Whatever fails, whenever it fails: a typed error, the ledger as before, and the same call succeeds afterwards with
 //! the same bits.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::{ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, Error, ErrorKind, LoadOptions, Stop, TextOptions};
-use tenure_conformance::{Fault, Faulty, Operation, Poisoned, fixture};
-
-const PROMPT: [u32; 40] = [7; 40];
-
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(60)))
-}
+use tenure::{
+    ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, ErrorKind, LoadOptions, Stop, Text, TextOptions, WeightStore,
+};
+use tenure_conformance::checks::{PROMPT, same_bits, soon, whole_life};
+use tenure_conformance::{Fault, Faulty, Operation, Poisoned, checks, fixture};
 
 fn cpu() -> Arc<Cpu> {
     Arc::new(Cpu::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }).expect("cpu"))
-}
-
-/// Loads, computes a prompt in chunks, decodes a few tokens, unloads; returns the bits of the last logits.
-fn whole_life(engine: &Engine) -> Result<Vec<u32>, Error> {
-    let options = TextOptions { batch: 16, access: tenure::WeightAccess::Staged, ..TextOptions::default() };
-    let model = engine.load_text_with(fixture("llama-blocks.gguf"), &options, &LoadOptions::default())?;
-    let mut session = model.session()?;
-    session.evaluate(&PROMPT, &soon())?;
-    let mut last = Vec::new();
-    for token in 0..4 {
-        last = session.append(&[token], &soon())?.iter().map(|x| x.to_bits()).collect();
-    }
-    Ok(last)
 }
 
 #[test]
 fn the_nth_failure_of_every_kind_leaves_nothing_behind() {
     let faulty = Arc::new(Faulty::new(cpu()));
     let engine = Engine::on(Device::new(faulty.clone(), ByteSize::new(1 << 30)));
-    let golden = whole_life(&engine).expect("nothing armed");
-    let mut fired = 0;
-    for operation in Operation::ALL {
-        for sticky in [false, true] {
-            for nth in 1.. {
-                faulty.arm(Fault { operation, nth, sticky });
-                let outcome = catch_unwind(AssertUnwindSafe(|| whole_life(&engine)));
-                let struck = faulty.fired();
-                faulty.disarm();
-                let outcome = outcome.unwrap_or_else(|_| panic!("{operation:?} {nth} panicked"));
-                let report = engine.report();
-                assert_eq!(
-                    (report.allocated, report.reserved),
-                    (ByteSize::ZERO, ByteSize::ZERO),
-                    "{operation:?} {nth}"
-                );
-                if !struck {
-                    assert_eq!(outcome.expect("the fault never struck"), golden);
-                    break;
-                }
-                fired += 1;
-                let error = outcome.expect_err("the fault struck");
-                let kinds = [ErrorKind::OutOfMemory, ErrorKind::Device, ErrorKind::Io];
-                assert!(kinds.contains(&error.kind()), "{operation:?} {nth}: {error:?}");
-                assert_eq!(whole_life(&engine).expect("works again"), golden, "{operation:?} {nth}");
-            }
-        }
-    }
-    assert!(fired > 30, "only {fired} faults struck");
+    checks::nth_failures(&engine, &faulty, || {});
+}
+
+/// Others use the device too: what its driver says is free bounds what is reserved, whatever the budget allows.
+#[test]
+fn what_others_hold_of_the_device_cannot_be_reserved() {
+    let faulty = Arc::new(Faulty::new(cpu()));
+    let engine = Engine::on(Device::new(faulty.clone(), ByteSize::new(1 << 30)));
+    let store = Arc::new(WeightStore::open(fixture("llama-blocks.gguf")).expect("a sound file"));
+    let plan = |context| {
+        let options = TextOptions { context: Some(context), ..TextOptions::default() };
+        engine.plan::<Text>(&store, &options).expect("plans")
+    };
+    let need = plan(256).bytes();
+    faulty.say_available(Some(need));
+    assert_eq!(engine.report().free(), need);
+    let held = engine.reserve(&plan(256), &soon()).expect("just fits");
+    assert_eq!(engine.report().free(), ByteSize::ZERO, "what is reserved is as good as taken");
+    drop(held);
+    faulty.say_available(Some(need.saturating_sub(ByteSize::new(1))));
+    let error = engine.reserve(&plan(256), &Stop::by(Deadline::after(Duration::from_millis(30)))).map(drop);
+    let error = error.expect_err("a byte is missing");
+    assert_eq!((error.kind(), error.class().as_str()), (ErrorKind::OutOfMemory, "NoRoom"), "{error}");
+    assert!(error.to_string().contains("a context of "), "says what would fit: {error}");
+    // Somebody lets go while it is waited for.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| engine.reserve(&plan(256), &soon()).map(drop));
+        std::thread::sleep(Duration::from_millis(40));
+        faulty.say_available(Some(need));
+        waiting.join().expect("no panic").expect("came free in time");
+    });
+    faulty.say_available(None);
+    engine.reserve(&plan(256), &soon()).expect("the budget alone counts");
 }
 
 #[test]
@@ -83,7 +70,7 @@ fn a_step_that_failed_can_be_repeated_in_the_same_session() {
             faulty.disarm();
             assert_eq!(failed.is_err(), struck, "{operation:?} {nth}");
             let again = session.evaluate(&PROMPT, &soon()).expect("works again");
-            assert!(again.iter().zip(&golden).all(|(a, b)| a.to_bits() == b.to_bits()), "{operation:?} {nth}");
+            assert!(same_bits(again, &golden), "{operation:?} {nth}");
         }
     }
 }

@@ -3,65 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::{
-    ByteSize, CpuOptions, Deadline, Engine, ErrorKind, KvType, LoadOptions, Stop, Text, TextOptions, WeightAccess,
-    WeightStore,
-};
-use tenure_conformance::{fixture, goldens};
-
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(60)))
-}
+use tenure::{ByteSize, CpuOptions, Deadline, Engine, ErrorKind, LoadOptions, Stop, Text, TextOptions, WeightStore};
+use tenure_conformance::checks::{self, soon};
+use tenure_conformance::fixture;
 
 #[test]
 fn planned_bytes_are_allocated_bytes() {
     let engine = Engine::auto().expect("cpu");
-    for (name, golden) in goldens().expect("fixtures") {
-        let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));
-        for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
-            for (access, sequences, batch, context) in [
-                (WeightAccess::Mapped, 1, 64, 128),
-                (WeightAccess::Staged, 3, 5, 33),
-                (WeightAccess::Mapped, 2, 512, 1),
-            ] {
-                let options = TextOptions {
-                    context: Some(context),
-                    sequences,
-                    kv,
-                    batch,
-                    logit_rows: 4,
-                    access,
-                    ..TextOptions::default()
-                };
-                let plan = match engine.plan::<Text>(&store, &options) {
-                    Ok(plan) => plan,
-                    Err(error) => {
-                        assert_eq!(error.class(), "UnsupportedKv", "{name}: {error}");
-                        continue;
-                    }
-                };
-                let planned = plan.bytes();
-                let in_budget = |part: &tenure::Component| part.in_budget.then_some(part.bytes);
-                assert_eq!(plan.components().iter().filter_map(in_budget).sum::<ByteSize>(), planned);
-                assert_eq!(engine.report().allocated, ByteSize::ZERO, "planning allocates nothing");
-                let reservation = engine.reserve(&plan, &soon()).expect("fits");
-                assert_eq!(engine.report().reserved, planned);
-                let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
-                let report = engine.report();
-                assert_eq!((report.allocated, report.reserved), (planned, ByteSize::ZERO), "{name} {options:?}");
-                assert_eq!(report.holders.iter().map(|holder| holder.bytes).sum::<ByteSize>(), planned);
-                assert_eq!(model.memory(), planned);
-                let mut session = model.session().expect("free");
-                let tokens: Vec<u32> = golden.cases[0].tokens.iter().copied().take(context).collect();
-                session.evaluate(&tokens, &soon()).expect("evaluates");
-                assert_eq!(engine.report().allocated, planned, "running allocates nothing");
-                drop(session);
-                let released = engine.unload(model, Deadline::after(Duration::from_secs(5))).expect("nobody uses it");
-                assert_eq!(released.bytes, planned);
-                assert_eq!(engine.report().allocated, ByteSize::ZERO, "unload returns after the memory is free");
-            }
-        }
-    }
+    checks::planned_bytes(&engine, || engine.report().allocated);
 }
 
 #[test]

@@ -5,15 +5,12 @@ use std::time::Duration;
 
 use tenure::vulkan::Caps;
 use tenure::{
-    ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, ModelHandle, Offload, Stop,
-    Text, TextOptions, WeightAccess, WeightStore,
+    ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, ModelHandle, Offload, Text,
+    TextOptions, WeightAccess, WeightStore,
 };
-use tenure_conformance::{Fault, Faulty, Golden, Gpu, Operation, Poisoned, fixture, goldens};
+use tenure_conformance::checks::{load, same_bits, soon};
+use tenure_conformance::{Fault, Faulty, Golden, Gpu, Operation, Poisoned, checks, fixture, goldens};
 use tenure_device::Backend;
-
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(300)))
-}
 
 fn cpu() -> Arc<dyn Backend> {
     Arc::new(Cpu::new(&CpuOptions { threads: Some(1), ..CpuOptions::default() }).expect("cpu"))
@@ -21,10 +18,6 @@ fn cpu() -> Arc<dyn Backend> {
 
 fn large(backend: Arc<dyn Backend>) -> Device {
     Device::new(backend, ByteSize::new(1 << 31))
-}
-
-fn load(engine: &Engine, golden: &Golden, options: &TextOptions) -> ModelHandle<Text> {
-    engine.load_text_with(fixture(&golden.model), options, &LoadOptions::default()).expect("a sound file")
 }
 
 fn options(offload: Offload) -> TextOptions {
@@ -55,10 +48,7 @@ fn every_cut_gives_the_same_bits() {
                 let options = TextOptions { check_activations, ..options(Offload::Layers(count)) };
                 let model = load(&engine, &golden, &options);
                 let got = logits(&model, longest(&golden));
-                assert!(
-                    got.iter().zip(&want).all(|(x, y)| x.to_bits() == y.to_bits()),
-                    "{name} with {count} of {layers} layers"
-                );
+                assert!(same_bits(&got, &want), "{name} with {count} of {layers} layers");
             }
         }
     }
@@ -204,8 +194,7 @@ fn faults_of_either_device_leave_nothing_behind() {
     }
 }
 
-/// The rule for greedy tokens: a device and the processor round differently, so tokens agree while the margin to the
-/// second is above twice the largest difference of logits seen.
+/// A device and the processor round differently; [`checks::agrees`] says how far tokens must be the same all the same.
 #[test]
 fn every_cut_on_vulkan_agrees_with_the_truth() {
     let Some(gpu) = Gpu::open(Caps::default()) else { return };
@@ -215,25 +204,9 @@ fn every_cut_on_vulkan_agrees_with_the_truth() {
         let layers = load(&engine, &golden, &options(Offload::All)).config().layers;
         for count in 0..=layers {
             let model = load(&engine, &golden, &options(Offload::Layers(count)));
-            let mut session = model.session().expect("free");
             // Each cut with a prompt of its own.
-            {
-                let case = &golden.cases[count % golden.cases.len()];
-                let got = session.evaluate(&case.tokens, &soon()).expect("evaluates");
-                let error: f64 = got.iter().zip(&case.last_logits).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-                let error = error / case.last_logits.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>();
-                assert!(error <= 1e-5, "{name} {} with {count} layers: nmse {error:e}", case.name);
-                let largest = got.iter().zip(&case.last_logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                let mut tokens = case.tokens.clone();
-                for (&want, &margin) in case.greedy.iter().zip(&case.greedy_margin) {
-                    let logits = session.evaluate(&tokens, &soon()).expect("evaluates");
-                    let got = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-                    if margin > 4.0 * largest.max(1e-4) {
-                        assert_eq!(got, Some(want as usize), "{name} {} with {count} layers", case.name);
-                    }
-                    tokens.push(want);
-                }
-            }
+            let case = &golden.cases[count % golden.cases.len()];
+            checks::agrees(&model, case, 1e-5, &format!("{name} with {count} of {layers} layers"));
         }
     }
     drop(engine);

@@ -1,17 +1,18 @@
-//! Operations on Vulkan: every one, every format, odd shapes. Memory begins as NaN, and the arena is NaN again before
-//! every step, so that what nobody wrote shows. The truth is the definition in 64-bit floats where it is short, and
-//! elsewhere the CPU backend's portable kernels, which have such tests of their own.
+//! Operations on Vulkan: every one, every format, every variant of the kernels, odd shapes. Memory begins as NaN, and the
+//! arena is NaN again before every step, so that what nobody wrote shows, and what was written beyond a step's rows. The
+//! truth is the definition in 64-bit floats where it is short, and elsewhere the CPU backend's portable kernels, which
+//! have such tests of their own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure_conformance::{Gpu, Poisoned};
+use tenure_conformance::{Gpu, POISON, Poisoned};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{
-    Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, Memory, Program, SegmentKind, StepInputs, Stop,
-    WEIGHT_ALIGN, WeightPlace,
+    Backend, Deadline, Device, Footprint, KvPlace, Lease, Load, LoadItem, MOST_TOP, Memory, Program, RunError,
+    SegmentKind, StepInputs, StepRows, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
 };
 use tenure_graph::{
     Activation, Graph, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
@@ -118,8 +119,16 @@ fn soon() -> Stop {
     Stop::by(Deadline::after(Duration::from_secs(120)))
 }
 
-/// A plan on a backend.
-fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -> Program {
+/// A plan on a backend, and the memory it works in.
+struct Bound {
+    program: Program,
+    weights: Lease,
+    /// None where there are no layers.
+    kv: Option<Lease>,
+    arena: Lease,
+}
+
+fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -> Bound {
     let device = Device::new(backend.clone(), ByteSize::new(1 << 32));
     let blocks = plan.shape().table_len() * TABLES;
     let (mut footprint, mut offsets, mut end) = (Footprint::default(), Vec::new(), ByteSize::ZERO);
@@ -157,31 +166,99 @@ fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -
     };
     let mut lane = device.open_lane().expect("opens");
     lane.load(&Load { items: &items, read: &read, progress: &|_| () }, &soon()).expect("loads");
-    let weights = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
-    lane.bind(plan.clone(), &Memory { weights, kv, arena, scratch, exchange }).expect("binds")
+    let places = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
+    let memory = Memory { weights: places, kv, arena, scratch, exchange };
+    let program = lane.bind(plan.clone(), &memory).expect("binds");
+    Bound { program, weights, kv: memory.kv.lease, arena: memory.arena }
 }
 
-/// The rows wanted of each step.
-fn results(program: &mut Program, steps: &[Rows]) -> Vec<Vec<f32>> {
-    let plan = program.plan();
-    let (len, cols) = (plan.shape().table_len(), plan.value(plan.output(OutputId::Logits).expect("an output")).cols);
-    // Tables far from each other, their blocks in no order.
+/// The blocks of all tables: tables far from each other, their blocks in no order.
+fn blocks(plan: &Plan) -> Vec<u32> {
+    let len = plan.shape().table_len();
     let blocks: Vec<u32> = (0..(len * TABLES) as u32).map(|at| (at * 7 + 3) % (len * TABLES) as u32).collect();
     let mut seen = blocks.clone();
     seen.sort_unstable();
     seen.dedup();
-    let blocks = if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() };
+    if seen.len() == blocks.len() { blocks } else { (0..(len * TABLES) as u32).rev().collect() }
+}
+
+/// The rows wanted of each step. `after` looks at the memory after each.
+fn results(program: &mut Program, steps: &[Rows], mut after: impl FnMut(&Rows)) -> Vec<Vec<f32>> {
+    let plan = program.plan();
+    let cols = plan.value(plan.output(OutputId::Logits).expect("an output")).cols;
+    let blocks = blocks(plan);
     let mut all = Vec::new();
-    for Rows { tokens, positions, tables, outputs } in steps {
-        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, hidden: &[] };
+    for step @ Rows { tokens, positions, tables, outputs } in steps {
+        let wanted = vec![Wanted::Row; outputs.len()];
+        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, wanted: &wanted, hidden: &[] };
         program.run(&inputs, &[soon()]).expect("runs");
         for row in 0..outputs.len() {
             let mut out = vec![f32::NAN; cols];
             program.read(OutputId::Logits, row, &mut out).expect("was computed");
             all.push(out);
         }
+        after(step);
     }
     all
+}
+
+/// What no step may touch, checked after each: weights, cached positions that are not the step's own, and of the arena
+/// what lies beyond the rows of its values, which is NaN before each step.
+struct Sentinels<'s> {
+    gpu: &'s Gpu,
+    plan: &'s Plan,
+    bound: [Option<&'s Lease>; 3],
+    weights: Vec<u32>,
+    kv: Vec<u32>,
+}
+
+impl<'s> Sentinels<'s> {
+    fn new(gpu: &'s Gpu, plan: &'s Plan, bound: [Option<&'s Lease>; 3]) -> Self {
+        // SAFETY: the program has not run yet.
+        let [weights, kv] =
+            unsafe { [bound[0], bound[1]].map(|lease| lease.map_or_else(Vec::new, |lease| gpu.words(lease))) };
+        Sentinels { gpu, plan, bound, weights, kv }
+    }
+
+    fn check(&mut self, what: &str, step: &Rows) {
+        // SAFETY: the step has ended, and no other is under way.
+        let [weights, kv, arena] =
+            self.bound.map(|lease| lease.map_or_else(Vec::new, |lease| unsafe { self.gpu.words(lease) }));
+        assert!(weights == self.weights, "{what}: weights were written");
+        let rows = StepRows { step: step.tokens.len(), out: step.outputs.len() };
+        let mut untouched = vec![true; arena.len()];
+        for val in self.plan.steps().iter().filter_map(|step| step.out) {
+            let (value, span) = (self.plan.value(val), self.plan.span(val));
+            untouched[span.offset as usize / 4..][..rows.of(value.rows) * value.cols].fill(false);
+        }
+        let stray = (0..arena.len()).find(|&at| untouched[at] && arena[at] != POISON);
+        assert_eq!(stray, None, "{what}: a word of the arena beyond the step's rows was written");
+        self.check_cache(what, step, &kv);
+        self.kv = kv;
+    }
+
+    /// The cache of a layer: head by head the keys of all blocks, then the values, position after position.
+    fn check_cache(&self, what: &str, step: &Rows, kv: &[u32]) {
+        let [layer] = self.plan.kv_layers() else {
+            assert!(self.plan.kv_layers().is_empty(), "one layer at most");
+            assert!(kv == self.kv, "{what}: a cache that is not there was written");
+            return;
+        };
+        let (len, blocks) = (self.plan.shape().table_len(), blocks(self.plan));
+        let positions = blocks.len() * KV_BLOCK;
+        let own: HashSet<usize> = step
+            .positions
+            .iter()
+            .zip(&step.tables)
+            .map(|(&position, &table)| {
+                let block = blocks[table as usize * len + position as usize / KV_BLOCK] as usize;
+                block * KV_BLOCK + position as usize % KV_BLOCK
+            })
+            .collect();
+        let words = kv.len() / (2 * layer.heads * positions);
+        let stray = (0..kv.len()).find(|&at| kv[at] != self.kv[at] && !own.contains(&(at / words % positions)));
+        assert_eq!(stray, None, "{what}: a position that is not the step's was written");
+    }
 }
 
 /// Backends to compare.
@@ -204,15 +281,18 @@ impl Pair {
         gpu.expect("open until now").close();
     }
 
-    fn on_gpu(&self, plan: &Arc<Plan>, file: &File, kv: KvType, steps: &[Rows]) -> Vec<Vec<f32>> {
-        results(&mut bind(&self.poisoned, plan, file, kv), steps)
+    fn on_gpu(&self, what: &str, plan: &Arc<Plan>, file: &File, kv: KvType, steps: &[Rows]) -> Vec<Vec<f32>> {
+        let Bound { mut program, weights, kv, arena } = bind(&self.poisoned, plan, file, kv);
+        let gpu = self.gpu.as_ref().expect("open until closed");
+        let mut sentinels = Sentinels::new(gpu, plan, [Some(&weights), kv.as_ref(), Some(&arena)]);
+        results(&mut program, steps, |step| sentinels.check(what, step))
     }
 
     /// Both agree but for rounding.
     fn agree(&self, what: &str, plan: Plan, file: &File, kv: KvType, steps: &[Rows], bound: f64) {
         let plan = Arc::new(plan);
-        let want = results(&mut bind(&self.cpu, &plan, file, kv), steps);
-        close(what, &self.on_gpu(&plan, file, kv, steps), &want, bound);
+        let want = results(&mut bind(&self.cpu, &plan, file, kv).program, steps, |_| ());
+        close(what, &self.on_gpu(what, &plan, file, kv, steps), &want, bound);
     }
 }
 
@@ -256,15 +336,53 @@ fn devices(binding: u64) -> [Caps; 2] {
     let lesser = Caps {
         no_timeline_semaphores: true,
         no_mapped_memory: true,
+        no_subgroup_arithmetic: false,
         binding: Some(ByteSize::new(binding)),
-        allocation: None,
+        ..Caps::default()
     };
     [Caps::default(), lesser]
 }
 
+/// The same, and with the plain kernels, for operations whose kernels have other variants.
+fn variants(binding: u64) -> [Caps; 3] {
+    let [whole, lesser] = devices(binding);
+    [whole, lesser, Caps { no_subgroup_arithmetic: true, ..whole }]
+}
+
+#[test]
+fn sentinels_see_what_a_step_should_not_have_written() {
+    let Some(pair) = Pair::open(Caps::default()) else { return };
+    let (file, _) = table(64, &mut Random(6));
+    let plan = Arc::new(plan(&file, shape(9), 64, |g, x| {
+        let layer = g.kv_layer(2, 32);
+        g.kv_store(x, x, layer);
+        g.attention(x, layer, 2, 0.1, None, None)
+    }));
+    let Bound { mut program, weights, kv, arena } = bind(&pair.poisoned, &plan, &file, KvType::F16);
+    let gpu = pair.gpu.as_ref().expect("open until closed");
+    let seen = |sentinels: &mut Sentinels<'_>, claimed: &Rows| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sentinels.check("", claimed))).is_err()
+    };
+    let leases = [Some(&weights), kv.as_ref(), Some(&arena)];
+    let ran = Rows::run(5, 30);
+    let mut sentinels = Sentinels::new(gpu, &plan, leases);
+    results(&mut program, std::slice::from_ref(&ran), |_| ());
+    let (mut fewer, mut elsewhere) = (ran.clone(), ran.clone());
+    fewer.tokens.truncate(4);
+    elsewhere.positions[3] += 1;
+    assert!(seen(&mut sentinels, &fewer), "a row of the arena");
+    assert!(seen(&mut sentinels, &elsewhere), "a position of the cache");
+    sentinels.weights[0] ^= 1;
+    assert!(seen(&mut sentinels, &ran), "a weight");
+    sentinels.weights[0] ^= 1;
+    assert!(!seen(&mut sentinels, &ran), "what it may write");
+    drop((program, weights, kv, arena));
+    pair.close();
+}
+
 #[test]
 fn products_of_every_format() {
-    for caps in devices(8 << 10) {
+    for caps in variants(8 << 10) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(1);
         for dtype in computed() {
@@ -291,8 +409,8 @@ fn products_of_every_format() {
                             w.chunks_exact(k).enumerate().map(product).collect()
                         })
                         .collect();
-                    let got = pair.on_gpu(&plan, &file, KvType::F32, &steps);
-                    close(&format!("{dtype} [{n}, {k}]"), &got, &want, 2e-6);
+                    let what = format!("{dtype} [{n}, {k}]");
+                    close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, 2e-6);
                 }
             }
         }
@@ -319,7 +437,8 @@ fn rows_of_tables_of_every_format() {
                 let want: Vec<Vec<f32>> = tokens
                     .map(|&token| values[token as usize * cols..][..cols].iter().map(|x| x * 1.5).collect())
                     .collect();
-                close(&format!("{dtype} x {cols}"), &pair.on_gpu(&plan, &file, KvType::F32, &steps), &want, 2e-7);
+                let what = format!("{dtype} x {cols}");
+                close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, 2e-7);
             }
         }
         pair.close();
@@ -328,7 +447,7 @@ fn rows_of_tables_of_every_format() {
 
 #[test]
 fn norms_and_elementwise_operations() {
-    for caps in devices(8 << 10) {
+    for caps in variants(8 << 10) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(3);
         for (cols, group) in [(1, 1), (33, 33), (96, 32), (129, 43), (1026, 1026)] {
@@ -403,7 +522,7 @@ fn ropes_of_every_kind_at_every_position() {
 
 #[test]
 fn attention_over_several_sequences() {
-    for caps in devices(1 << 20) {
+    for caps in variants(1 << 20) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(5);
         for (heads, kv_heads, head_dim) in [(1, 1, 32), (6, 2, 64), (3, 3, 33), (4, 1, 96), (2, 1, 2), (2, 2, 256)] {
@@ -412,20 +531,8 @@ fn attention_over_several_sequences() {
                     continue;
                 }
                 for (window, softcap) in [(None, None), (Some(7), None), (Some(40), Some(5.0))] {
-                    let width = 48;
-                    let mut file = File::default();
-                    // What is cached is exact, so that both round it alike.
-                    file.put("table", DType::F16, Shape::from([VOCAB, width]), &mut random);
-                    for (name, n) in [("q", heads), ("k", kv_heads), ("v", kv_heads)] {
-                        file.pick(name, n * head_dim, width, &mut random);
-                    }
-                    let plan = plan(&file, shape(70), width, |g, x| {
-                        let layer = g.kv_layer(kv_heads, head_dim);
-                        let part = |name, n| g.matmul(x, g.matrix(name, n * head_dim, width), None);
-                        let (q, k, v) = (part("q", heads), part("k", kv_heads), part("v", kv_heads));
-                        g.kv_store(k, v, layer);
-                        g.attention(q, layer, heads, 0.1, window, softcap)
-                    });
+                    let heads_of = (heads, kv_heads, head_dim);
+                    let (file, plan) = attention(heads_of, shape(70), (window, softcap), &mut random);
                     let steps = [
                         Rows::run(3, 0).of(1),
                         Rows::run(65, 0).of(2),
@@ -437,6 +544,102 @@ fn attention_over_several_sequences() {
                     pair.agree(&what, plan, &file, kv, &steps, bound);
                 }
             }
+        }
+        pair.close();
+    }
+}
+
+/// A layer of attention.
+fn attention(
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    shape: StepShape,
+    (window, softcap): (Option<usize>, Option<f32>),
+    random: &mut Random,
+) -> (File, Plan) {
+    let width = 48;
+    let mut file = File::default();
+    // What is cached is exact, so that all round it alike.
+    file.put("table", DType::F16, Shape::from([VOCAB, width]), random);
+    for (name, n) in [("q", heads), ("k", kv_heads), ("v", kv_heads)] {
+        file.pick(name, n * head_dim, width, random);
+    }
+    let plan = plan(&file, shape, width, |g, x| {
+        let layer = g.kv_layer(kv_heads, head_dim);
+        let part = |name, n| g.matmul(x, g.matrix(name, n * head_dim, width), None);
+        let (q, k, v) = (part("q", heads), part("k", kv_heads), part("v", kv_heads));
+        g.kv_store(k, v, layer);
+        g.attention(q, layer, heads, 0.1, window, softcap)
+    });
+    (file, plan)
+}
+
+/// Steps that fill the cache of a table with `count` positions, `rows` at a time.
+fn filled(table: u32, count: usize, rows: usize) -> impl Iterator<Item = Rows> {
+    (0..count).step_by(rows).map(move |first| Rows::run(rows.min(count - first), first as u32).of(table))
+}
+
+/// Few rows that attend to so much that their positions are divided, and that is joined.
+#[test]
+fn attention_over_divided_positions() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let mut random = Random(11);
+        let shape = StepShape { rows: 64, outs: 64, context: 700 };
+        for (heads, head_dim, kv, window, bound) in [
+            ((3, 1), 32, KvType::F16, None, 2e-6),
+            ((2, 2), 33, KvType::F32, Some(300), 2e-6),
+            ((1, 1), 64, KvType::Q8_0, Some(520), 1e-4),
+        ] {
+            let (file, plan) = attention((heads.0, heads.1, head_dim), shape, (window, None), &mut random);
+            let mut steps: Vec<Rows> = filled(0, 690, 64).chain(filled(2, 320, 64)).collect();
+            steps.push(Rows::run(1, 690).and(Rows::run(2, 0).of(1)).and(Rows::run(5, 320).of(2)));
+            steps.push(Rows::run(3, 691));
+            pair.agree(&format!("{heads:?} x {head_dim} {kv:?} {window:?}"), plan, &file, kv, &steps, bound);
+        }
+        pair.close();
+    }
+}
+
+/// Many rows, some computed together and some row by row, by how many of a sequence there are side by side.
+#[test]
+fn attention_of_many_sequences_at_once() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let mut random = Random(12);
+        let shape = StepShape { rows: 40, outs: 40, context: 100 };
+        // Heads of 352 are too large to be computed together.
+        for (heads, kv_heads, head_dim) in [(3, 1, 32), (1, 1, 352)] {
+            let (file, plan) = attention((heads, kv_heads, head_dim), shape, (Some(20), None), &mut random);
+            let mut steps: Vec<Rows> = (0..3).flat_map(|table| filled(table, 40, 40)).collect();
+            let one = |at: u32| Rows::run(1, 40 + at / 3).of(at % 3);
+            let apart = |rows: std::ops::Range<u32>| rows.map(one).reduce(Rows::and).expect("some rows");
+            steps.push(apart(0..12));
+            steps.push(Rows::run(13, 44).and(apart(12 + 2..12 + 3)).and(Rows::run(9, 44).of(1)));
+            steps.push(Rows::run(16, 57).and(Rows::run(11, 45).of(2)));
+            pair.agree(&format!("{heads}/{kv_heads} x {head_dim}"), plan, &file, KvType::F16, &steps, 2e-6);
+        }
+        pair.close();
+    }
+}
+
+/// A row's bits do not depend on what else is computed in a step of few rows.
+#[test]
+fn attention_gives_the_same_bits_in_any_company() {
+    for caps in variants(1 << 20) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let shape = StepShape { rows: 64, outs: 64, context: 700 };
+        let (file, plan) = attention((2, 1, 16), shape, (None, None), &mut Random(13));
+        let plan = Arc::new(plan);
+        let (long, short, other) = (Rows::run(1, 600), Rows::run(1, 20).of(1), Rows::run(3, 300).of(2));
+        let mut steps: Vec<Rows> = filled(0, 600, 64).chain(filled(1, 20, 64)).chain(filled(2, 300, 64)).collect();
+        let filled: usize = steps.iter().map(|step| step.tokens.len()).sum();
+        // The same positions again and again, with the same keys and values.
+        steps.extend([long.clone(), short.clone(), other.clone()]);
+        steps.extend([other.clone().and(long.clone()), long.clone().and(short), long.and(other)]);
+        let results = pair.on_gpu("company", &plan, &file, KvType::F16, &steps);
+        let bits = |row: usize| results[filled + row].iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        for (alone, in_company) in [(0, 8), (1, 10), (4, 14), (0, 9), (2, 5)] {
+            assert_eq!(bits(alone), bits(in_company), "rows {alone} and {in_company}");
         }
         pair.close();
     }
@@ -456,16 +659,146 @@ fn rows_beyond_a_value_cannot_be_read() {
     let g = Graph::new(&file, StepShape { rows: 1, outs: 5000, context: 32 });
     let x = g.embed(g.table("table", VOCAB, 16), 1.0);
     let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
-    let mut program = bind(&portable(), &plan, &file, KvType::F32);
+    let mut program = bind(&portable(), &plan, &file, KvType::F32).program;
     let outputs = [0; 5000];
-    let (tables, blocks) = (&[0], &[0; TABLES]);
-    let inputs = StepInputs { tokens: &[2], positions: &[0], tables, blocks, outputs: &outputs, hidden: &[] };
+    let wanted = [Wanted::Row; 5000];
+    let (tokens, positions, tables, blocks) = (&[2], &[0], &[0], &[0; TABLES]);
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs: &outputs, wanted: &wanted, hidden: &[] };
     program.run(&inputs, &[soon()]).expect("runs");
     let mut row = [0.0; 16];
     program.read(OutputId::Logits, 0, &mut row).expect("computed");
     assert_eq!(row, table[32..48]);
     for beyond in [1, 4999] {
         assert!(program.read(OutputId::Logits, beyond, &mut row).is_err(), "row {beyond}");
+    }
+    // Nor is there a top of what is not by outputs.
+    let (outputs, wanted) = (&[0], &[Wanted::Top(1)]);
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs, wanted, hidden: &[] };
+    assert!(matches!(program.run(&inputs, &[soon()]), Err(RunError::BadInput { .. })));
+}
+
+/// Rows of a vocabulary that are hard to order.
+fn hard_rows(cols: usize, random: &mut Random) -> Vec<Vec<f32>> {
+    let inf = f32::INFINITY;
+    let mut at = || random.next() as usize % cols;
+    let with = |row: Vec<f32>, places: [usize; 3], values: [f32; 3]| {
+        let mut row = row;
+        places.into_iter().zip(values).for_each(|(place, value)| row[place] = value);
+        row
+    };
+    let places = [at(), at(), at()];
+    let ascending: Vec<f32> = (0..cols).map(|id| id as f32 * 0.25 - 7.0).collect();
+    let normal: Vec<f32> = (0..cols).map(|_| random.normal() * 8.0).collect();
+    vec![
+        normal.clone(),
+        // Few values: ties all over, at the edge of the largest too.
+        (0..cols).map(|_| (random.next() % 5) as f32 - 2.0).collect(),
+        ascending.iter().map(|x| -x).collect(),
+        ascending,
+        // Equal but for their sign.
+        (0..cols).map(|_| if random.next().is_multiple_of(2) { 0.0 } else { -0.0 }).collect(),
+        vec![-inf; cols],
+        with(vec![-inf; cols], places, [-3.0, f32::MIN, f32::MAX]),
+        with(normal.clone(), places, [f32::NAN, inf, -f32::NAN]),
+        with(normal, [cols - 1; 3], [f32::NAN; 3]),
+        vec![f32::NAN; cols],
+    ]
+}
+
+/// Exactly the largest, by sorting everything.
+fn sorted_top(row: &[f32], k: usize) -> Vec<(u32, u32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+    all.sort_by(|&(a, x), &(b, y)| {
+        y.is_nan().cmp(&x.is_nan()).then(y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal)).then(a.cmp(&b))
+    });
+    all.truncate(k);
+    bits_of(&all)
+}
+
+/// Which NaN is a device's own affair.
+fn bits_of(top: &[(u32, f32)]) -> Vec<(u32, u32)> {
+    top.iter().map(|&(id, x)| (id, if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() })).collect()
+}
+
+/// Steps that want the largest logits of some rows and the whole of others, in no order.
+fn largest_agree(backend: &Arc<dyn Backend>, widths: &[usize]) {
+    let mut random = Random(31);
+    for &cols in widths {
+        let rows = hard_rows(cols, &mut random);
+        let count = rows.len();
+        let bytes = rows.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+        let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([count, cols]) };
+        let file = File(HashMap::from([("table".to_owned(), (spec, bytes))]));
+        let g = Graph::new(&file, StepShape { rows: count, outs: count + 2, context: 32 });
+        let x = g.take_rows(g.embed(g.table("table", count, cols), 1.0));
+        let plan = Arc::new(g.finish(&[(OutputId::Logits, x)]).expect("a sound plan"));
+        let mut program = bind(backend, &plan, &file, KvType::F32).program;
+        let tokens: Vec<u32> = (0..count as u32).collect();
+        let (positions, tables, blocks) = (&tokens, vec![0; count], vec![0; TABLES]);
+        for ks in [&[1][..], &[MOST_TOP], &[40, 0], &[2, 0, 64, 127, 7], &[0], &[3, 128, 1]] {
+            let outputs: Vec<u32> = (0..count + 2).map(|_| (random.next() % count as u64) as u32).collect();
+            let wanted: Vec<Wanted> = (0..outputs.len())
+                .map(|at| ks[at % ks.len()])
+                .map(|k| if k == 0 { Wanted::Row } else { Wanted::Top(k) })
+                .collect();
+            let inputs = StepInputs {
+                tokens: &tokens,
+                positions,
+                tables: &tables,
+                blocks: &blocks,
+                outputs: &outputs,
+                wanted: &wanted,
+                hidden: &[],
+            };
+            program.run(&inputs, &[soon()]).expect("runs");
+            for (at, (&output, &wanted)) in outputs.iter().zip(&wanted).enumerate() {
+                let row = &rows[output as usize];
+                let what = format!("{} x {cols}, row {output}, {wanted:?}", backend.name());
+                let mut whole = vec![0.5; cols];
+                let mut top = vec![(7, 0.5); if let Wanted::Top(k) = wanted { k.min(cols) } else { 1 }];
+                let (read, read_top) = (program.read(OutputId::Logits, at, &mut whole), program.read_top(at, &mut top));
+                match wanted {
+                    Wanted::Row => {
+                        read.expect("was wanted");
+                        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+                        assert!(whole.iter().zip(row).all(same), "{what}");
+                        assert!(matches!(read_top, Err(RunError::BadInput { .. })), "{what}");
+                    }
+                    Wanted::Top(k) => {
+                        read_top.expect("was wanted");
+                        assert_eq!(bits_of(&top), sorted_top(row, k), "{what}");
+                        assert!(matches!(read, Err(RunError::BadInput { .. })), "{what}");
+                        top.push((0, 0.0));
+                        let error = program.read_top(at, &mut top).expect_err("one too many");
+                        assert!(matches!(error, RunError::BadInput { .. }), "{what}");
+                    }
+                }
+            }
+            assert!(program.read_top(outputs.len(), &mut [(0, 0.0)]).is_err());
+            for wrong in [&[Wanted::Top(0)][..], &[Wanted::Top(MOST_TOP + 1)], &[], &[Wanted::Row; 2]] {
+                let inputs = StepInputs { outputs: &[0], wanted: wrong, ..inputs };
+                assert!(matches!(program.run(&inputs, &[soon()]), Err(RunError::BadInput { .. })), "{wrong:?}");
+                assert!(program.read_top(0, &mut [(0, 0.0)]).is_err(), "no step has ended");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_logits_on_the_processor() {
+    for isa in Isa::available() {
+        let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
+        let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(&options).expect("is there"));
+        largest_agree(&cpu, &[1, 5, 127, 128, 129, 1000, 4097, 20_011]);
+    }
+}
+
+#[test]
+fn the_largest_logits_on_vulkan() {
+    for caps in devices(256 << 10) {
+        let Some(pair) = Pair::open(caps) else { return };
+        largest_agree(&pair.poisoned, &[1, 5, 127, 128, 129, 4095, 4096, 4097, 12_321, 49_999]);
+        pair.close();
     }
 }
 
@@ -483,7 +816,7 @@ fn rows_that_come_with_a_step() {
             let plan = Arc::new(g.finish(&[(OutputId::Hidden, x), (OutputId::Logits, y)]).expect("a sound plan"));
             assert_eq!((plan.vocab(), plan.input_cols()), (None, cols));
             for backend in [&pair.poisoned, &pair.cpu] {
-                let mut program = bind(backend, &plan, &file, KvType::F32);
+                let mut program = bind(backend, &plan, &file, KvType::F32).program;
                 for rows in [1, 37, 9] {
                     let hidden: Vec<f32> = (0..rows * cols).map(|at| at as f32 - 3.5).collect();
                     let (positions, zeros): (Vec<u32>, _) = ((0..rows as u32).collect(), vec![0; rows]);
@@ -494,6 +827,7 @@ fn rows_that_come_with_a_step() {
                         tables: &zeros,
                         blocks: &blocks,
                         outputs: &[],
+                        wanted: &[],
                         hidden,
                     };
                     program.run(&step(&hidden[1..]), &[soon()]).expect_err("a number is missing");

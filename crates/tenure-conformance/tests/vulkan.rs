@@ -1,43 +1,30 @@
 //! Whole models on Vulkan: the truth, memory to the byte, faults, stops, and nothing for the validation layer to say.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tenure::vulkan::Caps;
 use tenure::{
-    ByteSize, Cancel, Deadline, Device, Engine, Error, ErrorKind, KvType, LoadOptions, ModelHandle, Stop, Text,
-    TextOptions, WeightStore,
+    ByteSize, Cancel, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, Stop, Text, TextOptions, Wanted,
+    WeightStore,
 };
-use tenure_conformance::{Fault, Faulty, Golden, Gpu, Operation, Poisoned, fixture, goldens};
+use tenure_conformance::checks::{PROMPT, load, nmse, same_bits, soon, whole_life};
+use tenure_conformance::{Faulty, Gpu, Poisoned, checks, fixture, goldens};
 use tenure_device::Backend;
-
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(300)))
-}
 
 fn engine(backend: Arc<dyn Backend>) -> Engine {
     Engine::on(Device::new(backend, ByteSize::new(1 << 31)))
 }
 
-fn load(engine: &Engine, golden: &Golden, options: &TextOptions) -> ModelHandle<Text> {
-    engine.load_text_with(fixture(&golden.model), options, &LoadOptions::default()).expect("a sound file")
-}
-
-/// A device that lacks what a device may lack, whose bindings are small.
+/// A device that lacks what a device may lack, whose bindings are small, and which runs the plain kernels.
 fn lesser() -> Caps {
     Caps {
         no_timeline_semaphores: true,
         no_mapped_memory: true,
+        no_subgroup_arithmetic: true,
         binding: Some(ByteSize::new(256 << 10)),
-        allocation: None,
+        ..Caps::default()
     }
-}
-
-/// Normalised mean square error, as ggml's tests define it.
-fn nmse(got: &[f32], want: &[f32]) -> f64 {
-    let error: f64 = got.iter().zip(want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    error / want.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>()
 }
 
 /// Nothing is quantised but the weights themselves, whose blocks the truth has too, so only rounding is left.
@@ -46,27 +33,7 @@ fn logits_and_greedy_tokens_agree_with_the_truth() {
     for caps in [Caps::default(), lesser()] {
         let Some(gpu) = Gpu::open(caps) else { return };
         let engine = engine(Arc::new(Poisoned::new(gpu.backend.clone())));
-        for (name, golden) in goldens().expect("fixtures") {
-            let options = TextOptions { kv: KvType::F32, batch: 64, ..TextOptions::default() };
-            let model = load(&engine, &golden, &options);
-            for case in &golden.cases {
-                let mut session = model.session().expect("free");
-                let logits = session.evaluate(&case.tokens, &soon()).expect("evaluates");
-                let error = nmse(logits, &case.last_logits);
-                assert!(error <= 1e-9, "{name} {}: nmse {error:e}", case.name);
-                let largest = logits.iter().zip(&case.last_logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                let mut tokens = case.tokens.clone();
-                for (&want, &margin) in case.greedy.iter().zip(&case.greedy_margin) {
-                    let logits = session.evaluate(&tokens, &soon()).expect("evaluates");
-                    let got = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
-                    // Below twice the error, either of the two may be first.
-                    if margin > 4.0 * largest.max(1e-4) {
-                        assert_eq!(got, Some(want as usize), "{name} {} at {}", case.name, tokens.len());
-                    }
-                    tokens.push(want);
-                }
-            }
-        }
+        checks::truth(&engine, |_| 1e-9);
         drop(engine);
         gpu.close();
     }
@@ -97,7 +64,7 @@ fn results_depend_on_nothing_but_the_prompt() {
             beside.evaluate(&other.tokens, &soon()).expect("evaluates");
             session.truncate(0);
             let again = session.evaluate(&case.tokens, &soon()).expect("evaluates").to_vec();
-            assert!(again.iter().zip(&a).all(|(x, y)| x.to_bits() == y.to_bits()), "{name}, batch {batch}");
+            assert!(same_bits(&again, &a), "{name}, batch {batch}");
             let first = first.get_or_insert_with(|| a.clone());
             for got in [&a, &cached] {
                 assert!(nmse(got, first) < 1e-9, "{name}, batch {batch}: {:e}", nmse(got, first));
@@ -108,28 +75,57 @@ fn results_depend_on_nothing_but_the_prompt() {
     gpu.close();
 }
 
+/// Weights and caches larger than a binding are divided, and allocations are as small as they can be: the same bits.
+#[test]
+fn what_is_larger_than_a_binding_gives_the_same_bits() {
+    let small = Caps { binding: Some(ByteSize::new(14 << 10)), allocation: Some(ByteSize::new(112 << 10)), ..lesser() };
+    let Some(gpu) = Gpu::open(Caps { allocation: None, binding: None, ..small }) else { return };
+    let Some(divided) = Gpu::open(small) else { return };
+    let gpus = [&gpu, &divided];
+    let engines = gpus.map(|gpu| engine(gpu.backend.clone()));
+    let (mut tables, mut caches, mut segments, mut indivisible) = (0, 0, 0, 0);
+    for (name, golden) in goldens().expect("fixtures") {
+        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
+        let tokens = &case.tokens[..60];
+        let options = TextOptions { kv: KvType::F32, context: Some(64), batch: 40, ..TextOptions::default() };
+        let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));
+        let counts = [0, 1].map(|at| {
+            let plan = engines[at].plan::<Text>(&store, &options).expect("plans");
+            let (_, step) = plan.steps().next()?;
+            let cache = (KvType::F32, step.shape().table_len());
+            let explained = gpus[at].backend.explain(step, cache, 40, &[Wanted::Row]).ok()?;
+            let held = plan.shares()[0].footprint.segments().len();
+            Some((explained.dispatches["embed"], explained.dispatches["kv_store"], held))
+        });
+        let [Some(whole), Some(parts)] = counts else {
+            // One head's cache is larger than a binding.
+            indivisible += 1;
+            continue;
+        };
+        tables += usize::from(parts.0 > whole.0);
+        caches += usize::from(parts.1 > whole.1);
+        segments += usize::from(parts.2 > whole.2);
+        let [whole, parts] = [0, 1].map(|at| {
+            let model = load(&engines[at], &golden, &options);
+            let mut session = model.session().expect("free");
+            let mut logits = session.evaluate(tokens, &soon()).expect("evaluates").to_vec();
+            logits.extend_from_slice(session.append(&[1], &soon()).expect("appends"));
+            logits
+        });
+        assert!(same_bits(&whole, &parts), "{name}");
+    }
+    assert!(tables >= 8 && caches >= 2 && segments >= 4, "divided: {tables} tables, {caches} caches, {segments} files");
+    assert!(indivisible <= 1, "{indivisible} models were not tried");
+    drop(engines);
+    gpu.close();
+    divided.close();
+}
+
 #[test]
 fn kv_types_differ_by_their_own_rounding_only() {
     let Some(gpu) = Gpu::open(Caps::default()) else { return };
     let engine = engine(gpu.backend.clone());
-    for (name, golden) in goldens().expect("fixtures") {
-        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
-        let logits = |kv| {
-            let options = TextOptions { kv, ..TextOptions::default() };
-            let result = engine.load_text_with(fixture(&golden.model), &options, &LoadOptions::default());
-            result.map(|model| {
-                let mut session = model.session().expect("free");
-                session.evaluate(&case.tokens, &soon()).expect("evaluates").to_vec()
-            })
-        };
-        let exact = logits(KvType::F32).expect("f32 suits every model");
-        let half = logits(KvType::F16).expect("f16 suits every model");
-        assert!(nmse(&half, &exact) < 2e-3, "{name}: {:e}", nmse(&half, &exact));
-        match logits(KvType::Q8_0) {
-            Ok(eighth) => assert!(nmse(&eighth, &exact) < 1e-2, "{name}: {:e}", nmse(&eighth, &exact)),
-            Err(error) => assert_eq!(error.class(), "UnsupportedKv", "{name}: {error}"),
-        }
-    }
+    checks::kv_types(&engine);
     drop(engine);
     gpu.close();
 }
@@ -144,70 +140,11 @@ fn planned_bytes_are_the_drivers_bytes() {
         assert_eq!(overhead > ByteSize::ZERO, caps.no_mapped_memory, "staging is the only overhead");
         assert_eq!(gpu.backend.allocated(), overhead);
         let engine = engine(gpu.backend.clone());
-        let mut segments = 0;
-        for (name, golden) in goldens().expect("fixtures") {
-            let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));
-            for (kv, sequences, batch, context) in
-                [(KvType::F32, 1, 64, 128), (KvType::F16, 3, 5, 33), (KvType::Q8_0, 2, 512, 1)]
-            {
-                let options = TextOptions {
-                    context: Some(context),
-                    sequences,
-                    kv,
-                    batch,
-                    logit_rows: 4,
-                    ..TextOptions::default()
-                };
-                let plan = match engine.plan::<Text>(&store, &options) {
-                    Ok(plan) => plan,
-                    Err(error) => {
-                        assert_eq!(error.class(), "UnsupportedKv", "{name}: {error}");
-                        continue;
-                    }
-                };
-                let planned = plan.bytes();
-                segments = segments.max(plan.shares()[0].footprint.segments().len());
-                if plan.shares()[0].footprint.segments().iter().any(|&(_, bytes)| bytes > gpu.backend.largest_segment())
-                {
-                    // One tensor, or the cache, is larger than an allocation may be: typed, and nothing is left.
-                    let reservation = engine.reserve(&plan, &soon()).expect("fits");
-                    let error = engine.load(plan, reservation, &LoadOptions::default()).expect_err("too large");
-                    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
-                    assert_eq!(gpu.backend.allocated(), overhead);
-                    continue;
-                }
-                let reservation = engine.reserve(&plan, &soon()).expect("fits");
-                let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
-                assert_eq!(engine.report().allocated, planned, "{name} {options:?}");
-                assert_eq!(gpu.backend.allocated(), planned + overhead, "{name} {options:?}");
-                let mut session = model.session().expect("free");
-                let tokens: Vec<u32> = golden.cases[0].tokens.iter().copied().take(context).collect();
-                session.evaluate(&tokens, &soon()).expect("evaluates");
-                assert_eq!(gpu.backend.allocated(), planned + overhead, "running allocates nothing");
-                drop(session);
-                engine.unload(model, Deadline::after(Duration::from_secs(5))).expect("nobody uses it");
-                assert_eq!(gpu.backend.allocated(), overhead, "unload returns after the memory is free");
-            }
-        }
-        assert_eq!(segments > 4, caps.allocation.is_some(), "weights are in several segments where one is too small");
+        let segments = checks::planned_bytes(&engine, || gpu.allocated());
+        assert_eq!(segments > 5, caps.allocation.is_some(), "weights are in several segments where one is too small");
         drop(engine);
         gpu.close();
     }
-}
-
-const PROMPT: [u32; 40] = [7; 40];
-
-/// Loads, computes a prompt in chunks, decodes a few tokens, unloads; returns the bits of the last logits.
-fn whole_life(engine: &Engine) -> Result<Vec<u32>, Error> {
-    let options = TextOptions { batch: 16, ..TextOptions::default() };
-    let model = engine.load_text_with(fixture("llama-blocks.gguf"), &options, &LoadOptions::default())?;
-    let mut session = model.session()?;
-    session.evaluate(&PROMPT, &soon())?;
-    let mut last = Vec::new();
-    for token in 0..4 {
-        last = session.append(&[token], &soon())?.iter().map(|x| x.to_bits()).collect();
-    }
-    Ok(last)
 }
 
 #[test]
@@ -215,29 +152,7 @@ fn the_nth_failure_of_every_kind_leaves_nothing_behind() {
     let Some(gpu) = Gpu::open(Caps::default()) else { return };
     let faulty = Arc::new(Faulty::new(gpu.backend.clone()));
     let engine = engine(faulty.clone());
-    let golden = whole_life(&engine).expect("nothing armed");
-    let mut fired = 0;
-    for operation in Operation::ALL {
-        for nth in 1.. {
-            faulty.arm(Fault { operation, nth, sticky: false });
-            let outcome = catch_unwind(AssertUnwindSafe(|| whole_life(&engine)));
-            let struck = faulty.fired();
-            faulty.disarm();
-            let outcome = outcome.unwrap_or_else(|_| panic!("{operation:?} {nth} panicked"));
-            assert_eq!(engine.report().allocated, ByteSize::ZERO, "{operation:?} {nth}");
-            assert_eq!(gpu.backend.allocated(), gpu.backend.overhead(), "{operation:?} {nth}");
-            if !struck {
-                assert_eq!(outcome.expect("the fault never struck"), golden);
-                break;
-            }
-            fired += 1;
-            let error = outcome.expect_err("the fault struck");
-            let kinds = [ErrorKind::OutOfMemory, ErrorKind::Device, ErrorKind::Io];
-            assert!(kinds.contains(&error.kind()), "{operation:?} {nth}: {error:?}");
-        }
-        assert_eq!(whole_life(&engine).expect("works again"), golden, "{operation:?}");
-    }
-    assert!(fired > 15, "only {fired} faults struck");
+    checks::nth_failures(&engine, &faulty, || assert_eq!(gpu.allocated(), ByteSize::ZERO));
     drop((engine, faulty));
     gpu.close();
 }
@@ -263,7 +178,7 @@ fn a_load_can_be_cancelled_at_any_point() {
                 Ok(_) => break,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}"),
             }
-            assert_eq!(gpu.backend.allocated(), gpu.backend.overhead());
+            assert_eq!(gpu.allocated(), ByteSize::ZERO);
             cancelled += 1;
         }
         assert!(cancelled > 10, "cancelled {cancelled} times");
@@ -298,14 +213,14 @@ fn a_stopped_step_spoils_nothing() {
         }
         session.truncate(0);
         let again = session.evaluate(&PROMPT, &soon()).expect("works again");
-        assert!(again.iter().zip(&golden).all(|(a, b)| a.to_bits() == b.to_bits()), "after {micros} us");
+        assert!(same_bits(again, &golden), "after {micros} us");
         // And with a step under way, gone.
         session.truncate(0);
         let _: Result<_, _> =
             session.evaluate(&PROMPT, &Stop::by(Deadline::after(Duration::from_micros(micros)))).map(drop);
         drop(session);
         engine.unload(model, Deadline::after(Duration::from_secs(60))).expect("nobody uses it");
-        assert_eq!(gpu.backend.allocated(), gpu.backend.overhead());
+        assert_eq!(gpu.allocated(), ByteSize::ZERO);
     }
     assert!(stopped > 0, "no step was stopped");
     drop(engine);

@@ -86,8 +86,13 @@ fn no_source_is_left_over() {
         );
         match name.strip_suffix(".comp") {
             Some(stem) => {
-                let binary = format!("prebuilt/vulkan/{stem}.spv");
-                assert!(kernels.contains(&binary), "nobody uses {name}");
+                let named = |line| str::strip_suffix(str::strip_prefix(line, "#pragma variants(")?, ")");
+                let names = text.lines().filter_map(named).flat_map(str::split_whitespace);
+                let variants = names.map(|name| format!(".{}", name.to_lowercase()));
+                for variant in std::iter::once(String::new()).chain(variants) {
+                    let binary = format!("prebuilt/vulkan/{stem}{variant}.spv");
+                    assert!(kernels.contains(&binary), "nobody uses {binary}");
+                }
             }
             None => {
                 includes.insert(name);

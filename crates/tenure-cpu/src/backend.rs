@@ -1,5 +1,7 @@
 //! The backend: memory, layouts and lanes of the host's processor.
 
+use std::sync::Arc;
+
 use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, SegmentKind, WeightLayout};
 use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
@@ -79,6 +81,15 @@ unsafe impl Backend for Cpu {
 
     fn largest_segment(&self) -> ByteSize {
         ByteSize::new(u64::MAX)
+    }
+
+    /// The operating system hands out memory that it may not have.
+    fn available(&self) -> Option<ByteSize> {
+        None
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        Ok(Arc::new(Cpu { threads: self.threads, isa: self.isa }))
     }
 
     fn alloc(&self, _kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, StepRows, Stop, WeightPlace, host_room};
+use tenure_device::{DeviceError, Exec, Lane, LastStep, Lease, Load, LoadError, Memory, Stop, WeightPlace, host_room};
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::ByteSize;
 
@@ -124,7 +124,7 @@ impl Lane for CpuLane {
             kv: Kv { base: Base::of(cache, 0), kv: memory.kv.kv, blocks: memory.kv.blocks, layers },
             claims: [Claims::new(self.team.count()), Claims::new(self.team.count())],
             written: Vec::with_capacity(plan.shape().rows),
-            last: StepRows::default(),
+            last: LastStep::new(&plan),
             lowered,
             plan,
             _held: held,

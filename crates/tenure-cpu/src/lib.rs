@@ -7,6 +7,9 @@ mod layout;
 mod lower;
 mod raw;
 pub mod simd;
+mod support;
+mod top;
 
 pub use backend::{Cpu, CpuOptions};
 pub use host::host_memory;
+pub use support::supports;

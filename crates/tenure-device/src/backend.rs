@@ -7,6 +7,7 @@ use tenure_graph::{InputId, KV_BLOCK, KvLayer, KvType, OutputId, Plan, Rows, Wei
 use tenure_tensor::{ByteSize, DType};
 
 use crate::deadline::{Stop, Stopped};
+use crate::results::{Wanted, check_wanted};
 use crate::segment::{Lease, RawSegment, SegmentKind};
 
 /// A kind of device and its memory.
@@ -27,10 +28,20 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// The largest segment there can be.
     fn largest_segment(&self) -> ByteSize;
 
+    /// What can still be allocated as the driver says now, others' use of the device taken off; `None` where it does
+    /// not say.
+    fn available(&self) -> Option<ByteSize>;
+
+    /// The same device opened anew, with the same options: the way on when this one was lost.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when it cannot be opened.
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError>;
+
     /// Allocates `bytes`, a size that [`Backend::round_up`] gave, where memory of that kind belongs.
     ///
     /// # Errors
-    /// [`AllocError`] when the device has no such memory.
+    /// [`AllocError`] when the device has no such memory, or is gone.
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError>;
 
     /// Frees a segment.
@@ -187,8 +198,15 @@ pub trait Exec: Send {
     /// Copies one row of an output of the last step.
     ///
     /// # Errors
-    /// [`RunError::BadInput`] when there is no such row or `into` has another length.
+    /// [`RunError::BadInput`] when there is no such row, it was not wanted whole, or `into` has another length.
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError>;
+
+    /// Copies the ids and values of the largest logits of one output of the last step, in the order of
+    /// [`Wanted::Top`]: as many as were wanted, or all where there are no more.
+    ///
+    /// # Errors
+    /// [`RunError::BadInput`] when there is no such row, it was wanted whole, or `into` has another length.
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError>;
 }
 
 /// What changes from step to step.
@@ -204,6 +222,8 @@ pub struct StepInputs<'a> {
     pub blocks: &'a [u32],
     /// Rows whose results are wanted, in this order.
     pub outputs: &'a [u32],
+    /// What is wanted of the logits of each of them.
+    pub wanted: &'a [Wanted],
     /// The plan's inputs, row after row; what it does not know is not looked at.
     pub given: &'a [(InputId, &'a [f32])],
 }
@@ -261,6 +281,7 @@ impl StepInputs<'_> {
         if self.outputs.len() > shape.outs {
             return Err(bad("outputs", self.outputs.len(), shape.outs));
         }
+        check_wanted(plan, self)?;
         if let Some(&out) = self.outputs.iter().find(|&&out| out as usize >= rows) {
             return Err(bad("output row", out as usize, rows));
         }
@@ -303,25 +324,6 @@ impl StepInputs<'_> {
     }
 }
 
-/// Whether a row of an output may be read after a step of so many rows, into `len` floats; the output's place among
-/// [`Plan::outputs`].
-///
-/// # Errors
-/// [`RunError::BadInput`] when there is no such output or row, or its length is another.
-pub fn check_read(plan: &Plan, output: OutputId, row: usize, step: StepRows, len: usize) -> Result<usize, RunError> {
-    let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
-    let place = plan.outputs().iter().position(|&(other, _)| other == output).ok_or_else(|| bad("output", 0, 0))?;
-    let value = plan.value(plan.outputs()[place].1);
-    let rows = step.of(value.rows);
-    if row >= rows {
-        return Err(bad("output row", row, rows));
-    }
-    if len != value.cols {
-        return Err(bad("output length", len, value.cols));
-    }
-    Ok(place)
-}
-
 /// Empties a list of the host and makes room in it for `len` elements.
 ///
 /// # Errors
@@ -332,14 +334,23 @@ pub fn host_room<T>(list: &mut Vec<T>, len: usize) -> Result<(), DeviceError> {
     list.try_reserve_exact(len).map_err(|_| DeviceError::HostOutOfMemory { asked })
 }
 
-/// A device had no memory.
+/// Why a device gave no memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{device} could not allocate {bytes}")]
-pub struct AllocError {
-    /// The device.
-    pub device: String,
-    /// What was asked for.
-    pub bytes: ByteSize,
+pub enum AllocError {
+    /// It has none.
+    #[error("{device} could not allocate {bytes}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        bytes: ByteSize,
+    },
+    /// It is gone.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
+    },
 }
 
 /// Something a device cannot do.
@@ -427,6 +438,20 @@ pub enum DeviceError {
         /// The largest that can be.
         most: ByteSize,
     },
+    /// The device had no memory for what it needs beside segments, such as its own objects.
+    #[error("{device} is out of memory: {why}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
+    },
+    /// The device is gone, with everything on it; it must be opened anew.
+    #[error("{device} was lost")]
+    Lost {
+        /// The device.
+        device: String,
+    },
     /// The device failed.
     #[error("{device} failed: {why}")]
     Failed {
@@ -485,6 +510,14 @@ pub enum RunError {
     Lost {
         /// The device.
         device: String,
+    },
+    /// The device had no memory to run the step.
+    #[error("{device} is out of memory: {why}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What it said.
+        why: String,
     },
     /// The device failed while it ran the step.
     #[error("{device} failed: {why}")]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tenure_tensor::ByteSize;
 
-use crate::backend::{AllocError, Backend};
+use crate::backend::{AllocError, Backend, DeviceError};
 use crate::deadline::Stop;
 use crate::ledger::{BudgetError, Ledger, Report};
 use crate::segment::{Lease, SegmentKind};
@@ -63,19 +63,31 @@ impl Device {
         &*self.backend
     }
 
-    /// Sets aside the bytes of `footprint`, waiting for them until `stop`.
+    /// The same device opened anew under the same budget, with nothing on it. What is held of this one stays held of
+    /// this one.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when it cannot be opened.
+    pub fn reopen(&self) -> Result<Device, DeviceError> {
+        let backend = self.backend.reopen()?;
+        let budget = self.report().budget + self.backend.overhead();
+        Ok(Device::new(backend, budget))
+    }
+
+    /// Sets aside the bytes of `footprint`, waiting for them until `stop`. They must be free in the budget, and on the
+    /// device where its driver tells.
     ///
     /// # Errors
     /// [`BudgetError`] with the bytes needed, free, and who holds the rest.
     pub fn reserve(&self, label: &str, footprint: &Footprint, stop: &Stop) -> Result<Reservation, BudgetError> {
         let label: Arc<str> = label.into();
-        self.ledger.reserve(&label, footprint.total(), stop)?;
+        self.ledger.reserve(&label, footprint.total(), || self.backend.available(), stop)?;
         Ok(Reservation { device: self.clone(), label, pending: footprint.segments.clone() })
     }
 
     /// Who holds what.
     pub fn report(&self) -> Report {
-        self.ledger.report()
+        self.ledger.report(self.backend.available())
     }
 
     /// Changes the budget. What is held stays held; the next reservation is judged by the new figure.

@@ -37,6 +37,8 @@ pub struct Report {
     pub allocated: ByteSize,
     /// The most that was ever reserved and allocated together.
     pub peak: ByteSize,
+    /// What the driver says can still be allocated, where it tells; others may use the device too.
+    pub available: Option<ByteSize>,
     /// Who holds the allocated bytes, by label and kind.
     pub holders: Vec<Holder>,
     /// Who holds the reserved bytes, by label.
@@ -44,9 +46,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// What is neither reserved nor allocated.
+    /// What is neither reserved nor allocated, and there to be had.
     pub fn free(&self) -> ByteSize {
-        self.budget.saturating_sub(self.reserved + self.allocated)
+        room(self.budget, self.reserved, self.allocated, self.available)
     }
 }
 
@@ -109,13 +111,14 @@ impl Ledger {
         Ledger { state: Mutex::new(state), freed: Condvar::new() }
     }
 
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) fn report(&self, available: Option<ByteSize>) -> Report {
         let state = self.lock();
         Report {
             budget: state.budget,
             reserved: state.reserved,
             allocated: state.allocated,
             peak: state.peak,
+            available,
             holders: state.holders(),
             pending: state.pending(),
         }
@@ -126,14 +129,21 @@ impl Ledger {
         self.freed.notify_all();
     }
 
-    /// Waits until `needed` bytes are free, and takes them.
-    pub(crate) fn reserve(&self, label: &Arc<str>, needed: ByteSize, stop: &Stop) -> Result<(), BudgetError> {
+    /// Waits until `needed` bytes are free, and takes them. `available`: what the driver says can still be allocated.
+    pub(crate) fn reserve(
+        &self,
+        label: &Arc<str>,
+        needed: ByteSize,
+        available: impl Fn() -> Option<ByteSize>,
+        stop: &Stop,
+    ) -> Result<(), BudgetError> {
         let mut state = self.lock();
         loop {
             if needed > state.budget {
                 return Err(BudgetError::TooLarge { label: label.to_string(), needed, budget: state.budget });
             }
-            let free = state.budget.saturating_sub(state.reserved + state.allocated);
+            // Asked anew each time: what others hold comes and goes. It waits for nobody, so the lock may be held.
+            let free = room(state.budget, state.reserved, state.allocated, available());
             if needed <= free {
                 state.reserved += needed;
                 *state.pending.entry(label.clone()).or_default() += needed;
@@ -222,8 +232,53 @@ impl State {
     }
 }
 
+/// What is free of a budget, and of what the driver says can still be allocated: what is reserved is not yet among what
+/// the driver knows to be taken.
+fn room(budget: ByteSize, reserved: ByteSize, allocated: ByteSize, available: Option<ByteSize>) -> ByteSize {
+    let of_budget = budget.saturating_sub(reserved + allocated);
+    available.map_or(of_budget, |available| of_budget.min(available.saturating_sub(reserved)))
+}
+
 fn list(holders: &[Holder], pending: &[(String, ByteSize)]) -> String {
     let allocated = holders.iter().map(|h| format!("{:?} {} {}", h.label, h.kind, h.bytes));
     let reserved = pending.iter().map(|(label, bytes)| format!("{label:?} reserved {bytes}"));
     allocated.chain(reserved).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_what_budget_and_driver_both_have() {
+        let bytes = ByteSize::new;
+        let room = |budget, reserved, allocated, available: Option<u64>| {
+            room(bytes(budget), bytes(reserved), bytes(allocated), available.map(bytes)).get()
+        };
+        assert_eq!(room(100, 10, 20, None), 70);
+        // The driver does not know of what is only reserved, and knows of what is allocated.
+        assert_eq!(room(100, 10, 20, Some(60)), 50);
+        assert_eq!(room(100, 10, 20, Some(1000)), 70);
+        assert_eq!(room(100, 10, 20, Some(5)), 0);
+        assert_eq!(room(100, 70, 60, Some(1000)), 0);
+    }
+
+    #[test]
+    fn a_reservation_waits_for_what_others_hold_of_the_device() {
+        let ledger = Ledger::new(ByteSize::new(100));
+        let label: Arc<str> = "one".into();
+        let asked = std::cell::Cell::new(0);
+        // Others let go between the second look and the third.
+        let available = || {
+            asked.set(asked.get() + 1);
+            Some(ByteSize::new(if asked.get() < 3 { 10 } else { 60 }))
+        };
+        let stop = |millis| Stop::by(crate::Deadline::after(std::time::Duration::from_millis(millis)));
+        ledger.reserve(&label, ByteSize::new(50), available, &stop(60_000)).expect("comes free");
+        assert_eq!(asked.get(), 3);
+        let error = ledger.reserve(&label, ByteSize::new(50), || Some(ByteSize::new(60)), &stop(1));
+        let BudgetError::NoRoom { free, .. } = error.expect_err("10 are left") else { panic!("waiting could help") };
+        assert_eq!(free, ByteSize::new(10));
+        ledger.reserve(&label, ByteSize::new(10), || Some(ByteSize::new(60)), &stop(1)).expect("fits");
+    }
 }

@@ -22,15 +22,17 @@ mod device;
 mod lane;
 mod ledger;
 mod program;
+mod results;
 mod segment;
 
 pub use backend::{
     AllocError, Backend, DeviceError, Exec, HostBytes, KvPlace, Lane, Load, LoadError, LoadItem, Memory, ReadFn,
-    RunError, SourceError, StepInputs, StepRows, WeightLayout, WeightPlace, check_read, host_room,
+    RunError, SourceError, StepInputs, StepRows, WeightLayout, WeightPlace, host_room,
 };
 pub use deadline::{Cancel, Deadline, Stop, Stopped, check_all};
 pub use device::{CarveError, Device, Footprint, Reservation};
 pub use lane::{DeviceLane, WEIGHT_ALIGN};
 pub use ledger::{BudgetError, Holder, Report};
 pub use program::Program;
+pub use results::{LastStep, MOST_TOP, Wanted, top_len};
 pub use segment::{Lease, RawSegment, SegmentKind};

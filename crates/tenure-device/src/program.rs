@@ -46,4 +46,12 @@ impl Program {
     pub fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         self.exec.read(output, row, into)
     }
+
+    /// Copies the largest logits of one output of the last step. See [`Exec::read_top`].
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        self.exec.read_top(row, into)
+    }
 }

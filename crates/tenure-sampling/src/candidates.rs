@@ -51,6 +51,15 @@ impl Candidates {
         self.listed = false;
     }
 
+    /// A new step: of the first `k` of these, best first, those above -inf are in play.
+    pub(crate) fn begin_with(&mut self, top: &[(u32, f32)], k: usize) {
+        let in_play = top.iter().take_while(|(_, logit)| *logit > f32::NEG_INFINITY);
+        self.list.clear();
+        self.list.extend(in_play.take(k).map(|&(id, logit)| Candidate::new(id, logit)));
+        self.sorted = true;
+        self.listed = true;
+    }
+
     pub(crate) fn is_listed(&self) -> bool {
         self.listed
     }

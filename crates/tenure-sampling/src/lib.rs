@@ -1,11 +1,11 @@
-//! Token sampling: an explicit chain of stages over logits.
+//! Sampling: an explicit chain of stages over logits, and the samplers of diffusion models.
 //!
 //! What it is: the arithmetic between a row of logits and one token id, with the stages, their
 //! order and their default values people know from llama.cpp; the matcher that ends a text at a
 //! stop string; log-probabilities of raw logits; and the counter-based random numbers they use.
 //!
 //! What it is not: it knows no tokenizer (DRY breakers and biases are token ids), no model and no
-//! thread. Diffusion schedules and solvers will live in this crate too, in files of their own.
+//! thread. Samplers of diffusion models are in [`diffusion`].
 //!
 //! The three types to know:
 //! - [`SamplerParams`], plain data: what to do, in which order, with which seed;
@@ -28,12 +28,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod diffusion;
+
 mod candidates;
 mod dry;
 mod error;
 mod history;
 mod logprobs;
 mod mirostat;
+mod need;
 mod params;
 mod penalties;
 mod philox;
@@ -48,6 +51,7 @@ mod xtc;
 pub use dry::{DEFAULT_DRY_BREAKERS, breaker_sequences};
 pub use error::SamplingError;
 pub use logprobs::{TokenLogprob, logprob, top_logprobs};
+pub use need::Need;
 pub use params::{Mirostat, NonFinite, SamplerParams, Stage};
 pub use philox::{Philox, philox4x32_10};
 pub use sampler::{Sampled, Sampler};

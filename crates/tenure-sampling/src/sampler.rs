@@ -5,6 +5,7 @@ use crate::dry::Dry;
 use crate::error::SamplingError;
 use crate::history::History;
 use crate::mirostat::MirostatState;
+use crate::need::Need;
 use crate::params::{Mirostat, NonFinite, SamplerParams, Stage};
 use crate::penalties::Penalties;
 use crate::philox::Philox;
@@ -26,6 +27,7 @@ use crate::xtc::xtc;
 pub struct Sampler {
     params: SamplerParams,
     vocab: usize,
+    need: Need,
     mode: Mode,
     /// The listed stages that change anything, in order.
     active: Vec<Stage>,
@@ -100,11 +102,13 @@ impl Sampler {
             [penalties.as_ref().map(|_| params.penalty_last_n), dry.as_ref().map(|_| params.dry_penalty_last_n)];
         let remembered = remembered.into_iter().flatten();
         let remembered = remembered.map(|n| window(n, context_size)).max();
+        let need = Need::of(&params, &active, matches!(mode, Mode::Greedy));
         let room = list_room(&params, &mode, &active, vocab_size);
         Ok(Sampler {
             philox: Philox::new(params.seed, params.stream),
             params,
             vocab: vocab_size,
+            need,
             mode,
             active,
             candidates: Candidates::with_room(room),
@@ -125,6 +129,7 @@ impl Sampler {
         }
         let raw_peak = scan::peak(logits);
         self.add_biases(logits);
+        self.candidates.begin();
         let (token, probability, finite_fallback) = match raw_peak {
             Ok(peak) => {
                 let drawn = self.run(logits, peak);
@@ -142,6 +147,36 @@ impl Sampler {
         };
         self.step = self.step.wrapping_add(1);
         Ok(Sampled { token, probability, finite_fallback })
+    }
+
+    /// What of a row [`Sampler::sample`] looks at. Fixed by the parameters.
+    pub fn need(&self) -> Need {
+        self.need
+    }
+
+    /// Chooses the next token from the largest logits of a row, with their ids, and advances by one step: the token,
+    /// the probability and the random numbers are those that [`Sampler::sample`] would come to with the whole row.
+    ///
+    /// `top` has as many as [`Sampler::need`] says, or more, or all of the row, in this order: NaN first, so that it is
+    /// noticed wherever in the row it stands; then larger before smaller, and of equals the one with the lower id.
+    ///
+    /// # Errors
+    /// [`SamplingError::TooFewLogits`] when more are needed, [`SamplingError::TokenOutOfRange`] for an id that is none, and
+    /// whatever [`Sampler::sample`] refuses, which is counted among the logits given. The step is then not advanced.
+    pub fn sample_top(&mut self, top: &[(u32, f32)]) -> Result<Sampled, SamplingError> {
+        let (vocab, need) = (self.vocab, self.need);
+        let k = match need {
+            Need::Top(k) if top.len() >= k.min(vocab) => k,
+            Need::Top(_) | Need::Row => return Err(SamplingError::TooFewLogits { got: top.len(), need }),
+        };
+        if let Some(&(token, _)) = top.iter().find(|&&(token, _)| token as usize >= vocab) {
+            return Err(SamplingError::TokenOutOfRange { token, vocab });
+        }
+        let peak = scan::peak_of_top(top)?;
+        self.candidates.begin_with(top, k);
+        let (token, probability) = self.run(&mut [], peak).ok_or(SamplingError::AllBanned { vocab })?;
+        self.step = self.step.wrapping_add(1);
+        Ok(Sampled { token, probability, finite_fallback: false })
     }
 
     /// Notes a token of the text, of the prompt as well as sampled, for the penalties and DRY.
@@ -194,7 +229,6 @@ impl Sampler {
     /// The token and its probability; none if nothing is left to choose from.
     fn run(&mut self, logits: &mut [f32], raw_peak: Peak) -> Option<(u32, f32)> {
         let [u, chance] = self.philox.uniforms(self.step);
-        self.candidates.begin();
         if matches!(self.mode, Mode::Greedy) {
             return self.run_greedy(logits, raw_peak);
         }
@@ -296,7 +330,8 @@ fn is_greedy(params: &SamplerParams, active: &[Stage]) -> bool {
 fn list_room(params: &SamplerParams, mode: &Mode, active: &[Stage], vocab: usize) -> usize {
     let first_cut = active.iter().find(|stage| !matches!(stage, Stage::Penalties | Stage::Dry));
     match (mode, first_cut) {
-        (Mode::Greedy, _) => 0,
+        // One that is given alone is listed.
+        (Mode::Greedy, _) => 1,
         (Mode::Chain, Some(Stage::TopK)) => top_room(usize::try_from(params.top_k).unwrap_or(usize::MAX), vocab),
         (Mode::Chain, _) => vocab,
         (Mode::Mirostat(_), _) if params.temperature == 0.0 => top_room(1, vocab),

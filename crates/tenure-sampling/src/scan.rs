@@ -35,7 +35,17 @@ pub(crate) fn peak(logits: &[f32]) -> Result<Peak, SamplingError> {
     let place = logits.iter().skip(start).take(BLOCK).position(|x| *x == max);
     match place {
         Some(place) if sane && max > f32::NEG_INFINITY => Ok(Peak { token: (start + place) as u32, logit: max }),
-        _ => Err(census(logits)),
+        _ => Err(census(logits.iter().copied())),
+    }
+}
+
+/// The peak of a row of which these are the largest, in the order of [`crate::Sampler::sample_top`]: a NaN or +inf of
+/// the row is among them.
+pub(crate) fn peak_of_top(top: &[(u32, f32)]) -> Result<Peak, SamplingError> {
+    let sane = top.iter().all(|(_, logit)| below_infinity(*logit));
+    match top.first() {
+        Some(&(token, logit)) if sane && logit > f32::NEG_INFINITY => Ok(Peak { token, logit }),
+        _ => Err(census(top.iter().map(|(_, logit)| *logit))),
     }
 }
 
@@ -79,13 +89,13 @@ fn below_infinity(x: f32) -> bool {
     x < f32::INFINITY
 }
 
-fn census(logits: &[f32]) -> SamplingError {
-    let count = |test: fn(f32) -> bool| logits.iter().filter(|x| test(**x)).count();
+fn census(logits: impl ExactSizeIterator<Item = f32> + Clone) -> SamplingError {
+    let count = |test: fn(f32) -> bool| logits.clone().filter(|x| test(*x)).count();
     SamplingError::NonFiniteLogits {
         nan: count(f32::is_nan),
         pos_inf: count(|x| x == f32::INFINITY),
         neg_inf: count(|x| x == f32::NEG_INFINITY),
-        vocab: logits.len(),
+        seen: logits.len(),
     }
 }
 
@@ -122,12 +132,9 @@ mod tests {
         let inf = f32::INFINITY;
         assert_eq!(
             argmax(&[f32::NAN, 1.0, inf, -inf, inf]),
-            Err(SamplingError::NonFiniteLogits { nan: 1, pos_inf: 2, neg_inf: 1, vocab: 5 })
+            Err(SamplingError::NonFiniteLogits { nan: 1, pos_inf: 2, neg_inf: 1, seen: 5 })
         );
-        assert_eq!(
-            argmax(&[-inf; 3]),
-            Err(SamplingError::NonFiniteLogits { nan: 0, pos_inf: 0, neg_inf: 3, vocab: 3 })
-        );
+        assert_eq!(argmax(&[-inf; 3]), Err(SamplingError::NonFiniteLogits { nan: 0, pos_inf: 0, neg_inf: 3, seen: 3 }));
         assert!(argmax(&[]).is_err());
     }
 }

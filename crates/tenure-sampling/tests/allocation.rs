@@ -3,6 +3,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use tenure_sampling::diffusion::{
+    BetaSchedule, DiffusionSampler, Guidance, Method, Noise, NoiseKind, NoiseSchedule, Prediction, Process,
+    ScheduleSettings,
+};
 use tenure_sampling::{Mirostat, Sampler, SamplerParams, Stage, StopMatcher, top_logprobs};
 
 struct Counting;
@@ -118,6 +122,29 @@ fn an_ascending_row_does_not_allocate_either() {
 }
 
 #[test]
+fn sampling_from_the_largest_does_not_allocate() {
+    let mut row = vec![0.0; VOCAB];
+    fill(&mut row, 1);
+    let mut top: Vec<(u32, f32)> = (0..).zip(row).collect();
+    top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let penalised = SamplerParams {
+        penalty_repeat: 1.2,
+        stages: vec![Stage::TopK, Stage::Penalties, Stage::TopP, Stage::Temperature],
+        ..SamplerParams::default()
+    };
+    for params in [SamplerParams::default(), SamplerParams::greedy(), penalised] {
+        let mut sampler = Sampler::new(params, VOCAB, 4096).unwrap();
+        let n = allocations(|| {
+            for _ in 0..20 {
+                let sampled = sampler.sample_top(&top[..128]).unwrap();
+                sampler.accept(sampled.token).unwrap();
+            }
+        });
+        assert_eq!(n, 0);
+    }
+}
+
+#[test]
 fn stop_matching_and_logprobs_do_not_allocate_once_warm() {
     let mut stop = StopMatcher::new(["</s>", "\n\nUser:"]).unwrap();
     let mut row = vec![0.0; VOCAB];
@@ -132,6 +159,50 @@ fn stop_matching_and_logprobs_do_not_allocate_once_warm() {
         top_logprobs(&row, 20, &mut out).unwrap();
     });
     assert_eq!(n, 0);
+}
+
+#[test]
+fn diffusion_steps_do_not_allocate() {
+    let schedule = NoiseSchedule::new(BetaSchedule::STABLE_DIFFUSION, 1000, false).unwrap();
+    let process = Process::Discrete { schedule, prediction: Prediction::Epsilon };
+    let settings = ScheduleSettings { steps: 8, ..ScheduleSettings::default() };
+    let guidance = Guidance { rescale: 0.7, ..Guidance::of(5.0) };
+    let methods = [
+        (Method::Euler, false),
+        (Method::EulerAncestral { eta: 1.0 }, false),
+        (Method::Heun, false),
+        (Method::DPMPP_2M, false),
+        (Method::DPMPP_2M_SDE, false),
+        (Method::Ddim { eta: 1.0 }, false),
+        (Method::LCM, false),
+        (Method::UNIPC, false),
+        // Its Brownian paths grow in the first run.
+        (Method::DPMPP_SDE, true),
+    ];
+    for kind in [NoiseKind::Philox, NoiseKind::TorchCpu, NoiseKind::TorchCuda { resident_threads: u32::MAX }] {
+        for (method, first_grows) in methods {
+            let mut sampler = DiffusionSampler::new(&process, method, &settings, 128).unwrap();
+            let mut noise = Noise::new(kind, &[1, 2], 64).unwrap();
+            let (mut latents, mut output, negative) = (vec![0.0; 128], vec![0.0; 128], vec![0.1; 128]);
+            for run in 0..2 {
+                let n = allocations(|| {
+                    sampler.begin(0).unwrap();
+                    noise.reset();
+                    noise.fill(&mut latents).unwrap();
+                    sampler.initial_noise(&mut latents);
+                    while let Some(evaluation) = sampler.evaluation() {
+                        for (y, x) in output.iter_mut().zip(&latents) {
+                            *y = x * evaluation.input_scale;
+                        }
+                        let passes = guidance.passes(evaluation.step, evaluation.steps);
+                        guidance.combine(passes, &mut output, Some(&negative), None, 2).unwrap();
+                        sampler.advance(&mut latents, &output, &mut noise).unwrap();
+                    }
+                });
+                assert!(n == 0 || run == 0 && first_grows, "{kind:?} {method:?}, run {run}: {n}");
+            }
+        }
+    }
 }
 
 #[test]

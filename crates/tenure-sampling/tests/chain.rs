@@ -436,7 +436,7 @@ fn logits_that_are_not_finite_are_refused() {
             let (nan, pos_inf, neg_inf) = want;
             assert_eq!(
                 one(params.clone(), &row),
-                Err(SamplingError::NonFiniteLogits { nan, pos_inf, neg_inf, vocab: 3 })
+                Err(SamplingError::NonFiniteLogits { nan, pos_inf, neg_inf, seen: 3 })
             );
         }
     }

@@ -92,7 +92,7 @@ impl Classes {
 }
 
 /// The characters of a class, as ranges.
-fn ranges(pattern: &str) -> Vec<(usize, usize)> {
+pub(crate) fn ranges(pattern: &str) -> Vec<(usize, usize)> {
     let Ok(hir) = regex_syntax::parse(pattern) else { return Vec::new() };
     match hir.kind() {
         HirKind::Class(Class::Unicode(class)) => {

@@ -167,6 +167,11 @@ fn gpt2() -> Words {
     }
 }
 
+/// How CLIP makes words of what is between white space.
+pub(crate) fn clip() -> Words {
+    Words { numbers: 1, space_before_numbers: false, ..gpt2() }
+}
+
 fn llama3(numbers: usize) -> Words {
     Words {
         contractions: Some(true),

@@ -4,7 +4,7 @@ use tenure_weights::gguf::Metadata;
 
 use crate::classes::Classes;
 use crate::detokenize::{DecodeOptions, Detokenizer};
-use crate::error::TokenizerError;
+use crate::error::{TokenizerError, check_text, shown};
 use crate::merge::{ByRank, ByScore, Merger};
 use crate::names;
 use crate::pre::{self, Pre};
@@ -56,9 +56,6 @@ enum Algorithm {
     /// The whole text is merged by the score of the tokens it makes.
     Score { scores: Vec<f32>, add_space: bool },
 }
-
-/// The longest text, so that places in it are 32-bit numbers, also with longer spaces.
-const LONGEST_TEXT: usize = 1 << 31;
 
 impl Tokenizer {
     /// Reads the vocabulary of a GGUF file.
@@ -188,9 +185,7 @@ impl Tokenizer {
     /// # Errors
     /// When the text has more than 2^31 bytes, or the host has no memory for the work.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        if text.len() > LONGEST_TEXT {
-            return Err(TokenizerError::TextTooLong { bytes: text.len() });
-        }
+        check_text(text)?;
         let mut out = Vec::new();
         if options.add_special && self.add_bos {
             out.extend(self.bos);
@@ -361,9 +356,4 @@ impl Tokenizer {
             Algorithm::Score { add_space, .. } => add_space,
         }
     }
-}
-
-/// A name out of a file, cut to what an error message can bear.
-fn shown(name: &str) -> String {
-    name.chars().take(64).flat_map(char::escape_debug).collect()
 }

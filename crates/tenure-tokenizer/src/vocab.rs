@@ -275,6 +275,18 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
+/// The character that spells a byte in byte-level token texts.
+pub(crate) fn char_of(byte: u8) -> char {
+    let code = u32::from(byte);
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
+        0x00..=0x20 => code + 0x100,
+        0x7f..=0xa0 => code - 0x7f + 0x121,
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
 /// The byte that `<0x00>` to `<0xFF>` name.
 fn named_byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
@@ -295,6 +307,9 @@ mod tests {
             }
         }
         assert_eq!(seen, [true; 256]);
+        for byte in 0..=255 {
+            assert_eq!(byte_of(char_of(byte)), Some(byte));
+        }
         assert_eq!(byte_of('Ġ'), Some(b' '));
         assert_eq!(byte_of('Ċ'), Some(b'\n'));
         assert_eq!(byte_of(' '), None);

@@ -9,27 +9,32 @@ use tenure_device::{AllocError, Backend, DeviceError, Lane, RawSegment, SegmentK
 use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
+use crate::attention::scratch_bytes;
 use crate::devices::{DeviceInfo, DeviceSelector};
 use crate::error::VulkanError;
 use crate::exchange::Exchange;
-use crate::kernel::MOST_HEAD;
+use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
 use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
 use crate::raw::buffer::{Buffer, Home, allocation_bytes};
-use crate::raw::device::{Gpu, called};
+use crate::raw::device::{Gpu, GpuError, called};
+#[cfg(feature = "testing")]
+use crate::raw::exec::download;
 use crate::raw::exec::fill;
 use crate::raw::instance::Instance;
 use crate::raw::pipeline::Pipelines;
 use crate::raw::upload::Staging;
 use crate::raw::validation::ValidationLog;
+use crate::tops::Tops;
 
 /// Which device, and how it is used.
 #[derive(Clone, Debug, Default)]
 pub struct VulkanOptions {
     /// Which device.
     pub device: DeviceSelector,
-    /// Bytes of its memory that may be used; `None`: what the driver says is free, or else all there is.
+    /// Bytes of its memory that may be used; `None`: all there is. Where the driver says what is free, no more than
+    /// that is used either.
     pub budget: Option<ByteSize>,
     /// Has Khronos' validation layer watch over every call and write to this log.
     pub validation: Option<ValidationLog>,
@@ -44,10 +49,14 @@ pub struct Caps {
     pub no_timeline_semaphores: bool,
     /// Device memory is out of the host's reach, as on most discrete devices.
     pub no_mapped_memory: bool,
+    /// Kernels are the plain ones: no arithmetic across subgroups.
+    pub no_subgroup_arithmetic: bool,
     /// The most bytes of weights, values or caches behind one binding.
     pub binding: Option<ByteSize>,
     /// The most bytes of one allocation.
     pub allocation: Option<ByteSize>,
+    /// The most multiplications of one submission; `None`: what a slow device does before its driver loses patience.
+    pub work: Option<u64>,
 }
 
 /// The Vulkan backend: one open device.
@@ -56,6 +65,10 @@ pub struct Vulkan {
     budget: ByteSize,
     overhead: ByteSize,
     next: AtomicU64,
+    /// What it was opened with.
+    options: VulkanOptions,
+    #[cfg(feature = "testing")]
+    driver: crate::testing::Driver,
 }
 
 /// What the backend and its lanes share.
@@ -74,13 +87,58 @@ impl Vulkan {
     /// # Errors
     /// [`VulkanError`] when there is no loader, no driver, no such device, or it cannot be opened.
     pub fn open(options: &VulkanOptions) -> Result<Self, VulkanError> {
+        Vulkan::open_on(
+            options,
+            #[cfg(feature = "testing")]
+            crate::testing::Driver::default(),
+        )
+    }
+
+    /// Opens a device whose driver fails as a test has it fail.
+    ///
+    /// # Errors
+    /// As [`Vulkan::open`].
+    #[cfg(feature = "testing")]
+    pub fn open_failing(options: &VulkanOptions, driver: crate::testing::Driver) -> Result<Self, VulkanError> {
+        Vulkan::open_on(options, driver)
+    }
+
+    /// The words of a segment.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when there is no such segment, or the device fails.
+    ///
+    /// # Safety
+    /// Nobody writes the segment meanwhile.
+    #[cfg(feature = "testing")]
+    pub unsafe fn peek(&self, segment: RawSegment) -> Result<Vec<u32>, DeviceError> {
+        let buffer = self.shared.segment(segment).ok_or(DeviceError::ForeignLease { what: "segment" })?;
+        // SAFETY: the caller's promise.
+        if let Some(words) = unsafe { buffer.words(0, buffer.bytes / WORD) } {
+            return Ok(words.to_vec());
+        }
+        let of_device = |error: GpuError| error.of_device(&self.shared.gpu);
+        let room = Buffer::new(&self.shared.gpu, buffer.bytes, Home::Host).map_err(of_device)?;
+        // SAFETY: the room is new; the caller vouches for the segment.
+        unsafe { download(&self.shared.gpu, (&buffer, 0), (&room, 0), buffer.bytes) }.map_err(of_device)
+    }
+
+    fn open_on(
+        options: &VulkanOptions,
+        #[cfg(feature = "testing")] driver: crate::testing::Driver,
+    ) -> Result<Self, VulkanError> {
         let instance = Instance::new(options.validation.as_ref())?;
         let mut adapters = instance.adapters()?;
         let infos: Vec<&DeviceInfo> = adapters.iter().map(|adapter| &adapter.info).collect();
         let adapter = adapters.swap_remove(options.device.pick(&infos)?);
-        let free = adapter.info.free.unwrap_or(adapter.info.memory);
-        let gpu = Gpu::open(instance, adapter, &options.caps)?;
-        let fail = |error: crate::raw::device::GpuError| called(error.call)(error.result);
+        let gpu = Gpu::open(
+            instance,
+            adapter,
+            &options.caps,
+            #[cfg(feature = "testing")]
+            &driver,
+        )?;
+        let fail = |error: GpuError| called(error.call)(error.result);
         let staging = match gpu.types.device_is_mapped {
             true => None,
             false => Some(Staging::new(&gpu).map_err(fail)?),
@@ -88,8 +146,16 @@ impl Vulkan {
         let overhead = staging.as_ref().map_or(ByteSize::ZERO, |staging| ByteSize::new(staging.bytes()));
         let pipelines = Arc::new(Pipelines::new(&gpu).map_err(fail)?);
         let shared = Shared { gpu, pipelines, segments: Mutex::default(), staging: staging.map(Mutex::new) };
-        let budget = options.budget.unwrap_or(free);
-        Ok(Vulkan { shared: Arc::new(shared), budget, overhead, next: AtomicU64::new(1) })
+        let budget = options.budget.unwrap_or(shared.gpu.info.memory);
+        Ok(Vulkan {
+            shared: Arc::new(shared),
+            budget,
+            overhead,
+            next: AtomicU64::new(1),
+            options: options.clone(),
+            #[cfg(feature = "testing")]
+            driver,
+        })
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -99,6 +165,11 @@ impl Vulkan {
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         &self.shared.gpu.info
+    }
+
+    /// Which variants of the kernels it runs.
+    pub fn kernels(&self) -> KernelSet {
+        self.shared.gpu.kernels
     }
 
     /// Bytes that may be used.
@@ -125,11 +196,16 @@ impl Shared {
     /// What bounds a dispatch. A binding begins a little before what it is to show.
     pub(crate) fn bounds(&self) -> Bounds {
         let limits = &self.gpu.limits;
-        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups }
+        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups, work: limits.work }
+    }
+
+    /// Whether the device is there at all.
+    pub(crate) fn alive(&self) -> Result<(), DeviceError> {
+        if self.gpu.is_lost() { Err(DeviceError::Lost { device: self.gpu.name() }) } else { Ok(()) }
     }
 
     /// Places that do not overlap and are nowhere: how many dispatches there are does not depend on where things are.
-    pub(crate) fn nowhere(&self, plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
+    pub(crate) fn nowhere(plan: &Plan, kv_type: KvType, kv_blocks: Option<usize>) -> Sites {
         let weights = plan.weights().len();
         let ropes = ropes(plan).len();
         let mut end = 0;
@@ -147,11 +223,19 @@ impl Shared {
             kv_blocks,
             arena: weights + 1,
             exchange: weights + 2,
+            scratch: weights + 3,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
             hidden: 0,
             outputs: vec![0; plan.outputs().len()],
+            tops: 0,
         }
+    }
+
+    /// Bytes that kernels leave for one another: parts of attention, which are joined before the largest logits of parts of
+    /// rows are looked for in the same place.
+    pub(crate) fn scratch_bytes(&self, plan: &Plan) -> u64 {
+        scratch_bytes(plan, self.bounds().window).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
     }
 
     /// An error of lowering, as a backend reports it.
@@ -162,7 +246,7 @@ impl Shared {
     /// How a plan's exchange memory is laid out.
     pub(crate) fn exchange(&self, plan: &Plan) -> Exchange {
         // Caches divided by heads take the most dispatches.
-        let sites = self.nowhere(plan, KvType::F32, None);
+        let sites = Shared::nowhere(plan, KvType::F32, None);
         // What does not fit is reported when the plan is bound.
         let dispatches = lower(plan, &sites, self.bounds()).map_or(0, |dispatches| dispatches.len());
         Exchange::new(plan, dispatches)
@@ -188,13 +272,30 @@ unsafe impl Backend for Vulkan {
         ByteSize::new(self.shared.gpu.limits.allocation)
     }
 
+    fn available(&self) -> Option<ByteSize> {
+        self.shared.gpu.available()
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        let opened = Vulkan::open_on(
+            &self.options,
+            #[cfg(feature = "testing")]
+            self.driver.clone(),
+        );
+        let failed = |error: VulkanError| DeviceError::Failed { device: self.name(), why: error.to_string() };
+        Ok(Arc::new(opened.map_err(failed)?))
+    }
+
     fn alloc(&self, kind: SegmentKind, bytes: ByteSize) -> Result<RawSegment, AllocError> {
         let home = match kind {
             SegmentKind::Weights | SegmentKind::Kv | SegmentKind::Arena | SegmentKind::Scratch => Home::Device,
             SegmentKind::Exchange => Home::Host,
         };
         let buffer = Buffer::new(&self.shared.gpu, bytes.get(), home);
-        let buffer = buffer.map_err(|_| AllocError { device: self.name(), bytes })?;
+        let buffer = buffer.map_err(|error| match error.is_loss() {
+            true => AllocError::Lost { device: self.name() },
+            false => AllocError::OutOfMemory { device: self.name(), bytes },
+        })?;
         let segment =
             RawSegment { token: self.next.fetch_add(1, Ordering::Relaxed), bytes: ByteSize::new(buffer.bytes) };
         self.shared.segments().insert(segment.token, Arc::new(buffer));
@@ -207,13 +308,11 @@ unsafe impl Backend for Vulkan {
     }
 
     unsafe fn fill(&self, segment: RawSegment, word: u32) -> Result<(), DeviceError> {
-        let device = || self.name();
         let Some(buffer) = self.shared.segment(segment) else {
             return Err(DeviceError::ForeignLease { what: "segment" });
         };
         // SAFETY: the caller's promise.
-        unsafe { fill(&self.shared.gpu, &buffer, word) }
-            .map_err(|error| DeviceError::Failed { device: device(), why: error.why() })
+        unsafe { fill(&self.shared.gpu, &buffer, word) }.map_err(|error| error.of_device(&self.shared.gpu))
     }
 
     fn weight_layout(&self, weight: &WeightUse) -> WeightLayout {
@@ -235,8 +334,8 @@ unsafe impl Backend for Vulkan {
         Ok(layout.block_bytes())
     }
 
-    fn scratch(&self, _plan: &Plan) -> ByteSize {
-        ByteSize::ZERO
+    fn scratch(&self, plan: &Plan) -> ByteSize {
+        ByteSize::new(self.shared.scratch_bytes(plan))
     }
 
     fn exchange(&self, plan: &Plan) -> ByteSize {
@@ -244,6 +343,7 @@ unsafe impl Backend for Vulkan {
     }
 
     fn open_lane(&self) -> Result<Box<dyn Lane>, DeviceError> {
+        self.shared.alive()?;
         Ok(Box::new(VulkanLane::new(self.shared.clone())))
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use tenure_tensor::ByteSize;
 
 use crate::error::VulkanError;
+use crate::kernel::KernelSet;
 use crate::raw::instance::Instance;
 
 /// The Vulkan devices of this machine that can run the kernels, in the order of their index.
@@ -68,6 +69,13 @@ pub struct Features {
     pub cooperative_matrix: bool,
     pub subgroup_size: u32,
     pub subgroup_arithmetic: bool,
+}
+
+impl Features {
+    /// Which variants of the kernels such a device runs.
+    pub fn kernels(&self) -> KernelSet {
+        KernelSet::of(self)
+    }
 }
 
 impl fmt::Display for DeviceKind {

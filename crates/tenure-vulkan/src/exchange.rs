@@ -1,12 +1,14 @@
 //! What host and device exchange: the inputs of a step, twice, the turns of ropes, rows of another part of a model, and
 //! the outputs.
 
-use tenure_device::StepInputs;
-use tenure_graph::Plan;
+use tenure_device::{StepInputs, Wanted, top_len};
+use tenure_graph::{OutputId, Plan};
 
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, Many, ropes, turns_bytes};
+use crate::lower::{Dispatch, ropes, turns_bytes};
 use crate::raw::device::MOST_ALIGN;
+use crate::tops::Tops;
 
 /// Parameter slots: while the device reads one, the host may write the other.
 pub(crate) const SLOTS: usize = 2;
@@ -17,7 +19,7 @@ pub(crate) const BOUNDS_BYTES: u64 = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exchange {
     /// The most dispatches.
-    dispatches: u64,
+    pub(crate) dispatches: u64,
     rows: u64,
     outs: u64,
     table_len: u64,
@@ -29,6 +31,10 @@ pub(crate) struct Exchange {
     pub(crate) hidden: u64,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
+    /// Offset of the largest logits.
+    pub(crate) tops: u64,
+    /// Logits of a row.
+    logits: usize,
     /// All of it.
     pub(crate) bytes: u64,
 }
@@ -47,6 +53,8 @@ impl Exchange {
             turns: Vec::new(),
             hidden: 0,
             outputs: Vec::new(),
+            tops: 0,
+            logits: plan.output(OutputId::Logits).map_or(0, |logits| plan.value(logits).cols),
             bytes: 0,
         };
         exchange.slot = (exchange.inputs(0).0 + exchange.inputs(0).1).next_multiple_of(MOST_ALIGN);
@@ -66,6 +74,7 @@ impl Exchange {
                 take(shape.capacity(value.rows) as u64 * value.cols as u64 * WORD)
             })
             .collect();
+        exchange.tops = take(Tops::of(plan).map_or(0, Tops::bytes));
         exchange.bytes = end;
         exchange
     }
@@ -80,10 +89,10 @@ impl Exchange {
         self.bounds(slot) + MOST_ALIGN
     }
 
-    /// Offset and bytes of a slot's tokens, positions, tables, output rows and blocks.
+    /// Offset and bytes of a slot's tokens, positions, tables, output rows, what is wanted of these, and blocks.
     pub(crate) fn inputs(&self, slot: usize) -> (u64, u64) {
         let at = (self.counts(slot) + self.dispatches * COUNT_BYTES).next_multiple_of(MOST_ALIGN);
-        (at, (3 * self.rows + self.outs).saturating_add(self.rows.saturating_mul(self.table_len)) * WORD)
+        (at, (3 * self.rows + 2 * self.outs).saturating_add(self.rows.saturating_mul(self.table_len)) * WORD)
     }
 
     /// Bytes of a slot.
@@ -119,19 +128,26 @@ impl Writer {
         let (counts, inputs) = rest.split_at_mut(words(exchange.inputs(0).0) - words(exchange.counts(0)));
 
         let capacity = exchange.rows as usize;
-        let places = [0, capacity, 2 * capacity, 3 * capacity, 3 * capacity + exchange.outs as usize];
+        let places = [0, capacity, 2 * capacity, 3 * capacity, 3 * capacity + 2 * exchange.outs as usize];
         let [tokens, positions, tables, outputs, blocks] = places.map(|place| place as u32);
         let header = [rows as u32, outs as u32, table_len as u32, tokens, positions, tables, outputs, blocks];
         bounds[..header.len()].copy_from_slice(&header);
 
+        let placed = Placed { tables: step.tables, positions: step.positions };
         for (dispatch, counts) in dispatches.iter().zip(counts.as_chunks_mut().0) {
-            let rows = step.rows().of(dispatch.grid.rows);
-            *counts = dispatch.grid.groups(dispatch.kernel_for(many).tile(), rows);
+            let rows = dispatch.rows(step.rows(), step.wanted);
+            *counts = dispatch.groups(many, rows, placed);
         }
 
         inputs[places[0]..][..rows].copy_from_slice(step.tokens);
         inputs[places[1]..][..rows].copy_from_slice(step.positions);
         inputs[places[3]..][..outs].copy_from_slice(step.outputs);
+        for (word, &wanted) in inputs[places[3] + outs..].iter_mut().zip(step.wanted) {
+            *word = match wanted {
+                Wanted::Row => 0,
+                Wanted::Top(k) => top_len(k, exchange.logits) as u32,
+            };
+        }
         let (fixed, blocks) = inputs.split_at_mut(places[4]);
         let tables = &mut fixed[places[2]..][..rows];
         self.places.clear();
@@ -183,18 +199,19 @@ mod tests {
             tables: &[6, 1, 6],
             blocks: &blocks,
             outputs: &[2],
+            wanted: &[Wanted::Top(3)],
             hidden: &[],
         };
         let mut writer = Writer::default();
         for _ in 0..2 {
-            writer.write(&exchange, &[], Many::kind(3, 1), &step, &mut slot);
+            writer.write(&exchange, &[], Many::ALL[0], &step, &mut slot);
             let [rows, outs, len, tokens, positions, tables, outputs, blocks] = std::array::from_fn(|at| slot[at]);
             assert_eq!((rows, outs, len), (3, 1, 3));
             let inputs = &slot[(exchange.inputs(0).0 / WORD) as usize..];
             let at = |offset: u32, len: usize| &inputs[offset as usize..][..len];
             assert_eq!(at(tokens, 3), [1, 2, 3]);
             assert_eq!(at(positions, 3), [0, 64, 1]);
-            assert_eq!(at(outputs, 1), [2]);
+            assert_eq!(at(outputs, 2), [2, 3], "the row, and how many of its logits");
             assert_eq!(at(tables, 3), [0, 1, 0]);
             assert_eq!(at(blocks, 6), [118, 119, 120, 103, 104, 105]);
         }
@@ -215,6 +232,8 @@ mod tests {
             assert!(inputs + bytes <= exchange.bounds(slot + 1));
         }
         assert!(exchange.bounds(SLOTS) <= exchange.outputs[0]);
-        assert!(exchange.outputs[0] + 2 * 4 * WORD <= exchange.bytes);
+        assert!(exchange.outputs[0] + 2 * 4 * WORD <= exchange.tops);
+        assert_eq!(Tops::of(&plan).map(Tops::bytes), Some(2 * 4 * 2 * WORD), "no more than there are");
+        assert!(exchange.tops + 2 * 4 * 2 * WORD <= exchange.bytes);
     }
 }

@@ -1,14 +1,17 @@
 //! What a step is made of, counted: on a device that others share, counts say more than times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tenure_device::DeviceError;
-use tenure_graph::{KvType, Plan, Rows};
+use tenure_device::{DeviceError, StepRows, Wanted, top_len};
+use tenure_graph::{KvType, OutputId, Plan, Rows, Val};
 
-use crate::backend::Vulkan;
+use crate::backend::{Shared, Vulkan};
 use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
-use crate::lower::{Dispatch, Many, lower, pieces};
+use crate::kinds::{Many, Placed};
+use crate::layout::{KvLayout, WORD, weight_bytes};
+use crate::lower::{Bounds, Dispatch, TooLarge, lower, pieces};
+use crate::tops::ENTRY;
 
 /// The commands of one step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,11 +26,41 @@ pub struct Explanation {
     pub weight_bytes: u64,
     /// Bytes of values that kernels read and write, without the KV cache.
     pub value_bytes: u64,
+    /// Bytes of results that the host reads.
+    pub read_back_bytes: u64,
+}
+
+/// The kernels that run a plan, by name: the same on every device.
+///
+/// # Errors
+/// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;
+/// [`DeviceError::TooLarge`] when something fits into no binding of a device with the least that Vulkan 1.1 demands.
+pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, DeviceError> {
+    let device = || "vulkan".to_owned();
+    for weight in plan.weights() {
+        if weight_bytes(weight).is_none() {
+            let (name, dtype) = (weight.spec.name.clone(), weight.spec.dtype);
+            return Err(DeviceError::UnsupportedDtype { device: device(), name, dtype });
+        }
+    }
+    if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
+        return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
+    }
+    let least = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), least);
+    let dispatches = dispatches.map_err(|TooLarge { what, bytes, most }| DeviceError::TooLarge {
+        device: device(),
+        what,
+        bytes,
+        most,
+    })?;
+    let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
+    Ok(dispatches.iter().flat_map(names).collect())
 }
 
 impl Vulkan {
-    /// Counts what a step of `plan` with so many rows and outputs takes on this device, with a KV cache of `kv_blocks`
-    /// blocks.
+    /// Counts what a step of `plan` with so many rows takes on this device, with a KV cache of `kv_blocks` blocks, where
+    /// `wanted` says what is wanted of each output. The rows are the last of a sequence as long as the plan's context.
     ///
     /// # Errors
     /// [`DeviceError::TooLarge`] when something fits into no binding.
@@ -36,41 +69,64 @@ impl Vulkan {
         plan: &Plan,
         (kv, kv_blocks): (KvType, usize),
         rows: usize,
-        outs: usize,
+        wanted: &[Wanted],
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
-        let sites = shared.nowhere(plan, kv, Some(kv_blocks));
+        let sites = Shared::nowhere(plan, kv, Some(kv_blocks));
         let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
         let align = shared.gpu.limits.align;
-        let many = Many::kind(rows, outs);
-        let pieces = pieces(&dispatches, plan.shape(), many);
-        let mut explanation = Explanation { submissions: pieces.len(), ..Explanation::default() };
+        let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
+        let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };
+        let step = StepRows { step: rows, out: wanted.len() };
+        let many = Many::kind(&dispatches, placed, wanted.len());
+        let pieces = pieces(&dispatches, plan.shape(), many, shared.gpu.limits.work);
+        let read_back_bytes = read_back(plan, step, wanted);
+        let mut explanation = Explanation { submissions: pieces.len(), read_back_bytes, ..Explanation::default() };
         for piece in pieces {
             let mut hazards = Hazards::default();
-            for dispatch in &dispatches[piece] {
+            for dispatch in dispatches[piece].iter().filter(|dispatch| dispatch.is_in(many)) {
                 explanation.barriers += usize::from(hazards.must_wait(dispatch.bound(align)));
-                let rows = match dispatch.grid.rows {
-                    Rows::Step => rows,
-                    Rows::Out => outs,
-                };
-                explanation.count(dispatch, many, rows);
+                let rows = dispatch.rows(step, wanted);
+                let groups = dispatch.groups(many, rows, placed);
+                // What there is nothing to do for, or nobody wants, is recorded, but costs next to nothing.
+                if !groups.contains(&0) {
+                    explanation.count(dispatch, many, rows, groups);
+                }
             }
         }
         Ok(explanation)
     }
 }
 
+/// Bytes of results that the host reads.
+fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
+    let of = |&(output, val): &(OutputId, Val)| {
+        let value = plan.value(val);
+        let row = value.cols as u64 * WORD;
+        match (output, value.rows) {
+            (OutputId::Logits, Rows::Out) => wanted
+                .iter()
+                .map(|wanted| match *wanted {
+                    Wanted::Row => row,
+                    Wanted::Top(k) => top_len(k, value.cols) as u64 * ENTRY,
+                })
+                .sum(),
+            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_), rows) => step.of(rows) as u64 * row,
+        }
+    };
+    plan.outputs().iter().map(of).sum()
+}
+
 impl Explanation {
-    fn count(&mut self, dispatch: &Dispatch, many: Many, rows: usize) {
+    fn count(&mut self, dispatch: &Dispatch, many: Many, rows: usize, groups: [u32; 3]) {
         let kernel = dispatch.kernel_for(many);
         *self.dispatches.entry(kernel.name()).or_default() += 1;
-        let tiles = dispatch.grid.groups(kernel.tile(), rows)[1];
         let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
         for (at, (region, access)) in dispatch.operands.iter().enumerate() {
             match (kernel, at, access) {
                 // Read anew for each tile of rows.
                 (Kernel::MatVec | Kernel::MatMul, 1, Access::Read) => {
-                    self.weight_bytes += region.bytes * u64::from(tiles);
+                    self.weight_bytes += region.bytes * u64::from(groups[1]);
                 }
                 (Kernel::Embed, 0, _) => self.weight_bytes += rows * region.bytes / u64::from(dispatch.words[3]).max(1),
                 (Kernel::MatVec | Kernel::MatMul, 2, _) if dispatch.words[5] == 0 => {}
@@ -78,6 +134,12 @@ impl Explanation {
                     self.weight_bytes += region.bytes;
                 }
                 (Kernel::KvStore, 2, _) | (Kernel::Attention | Kernel::AttentionRows, 1, _) => {}
+                // Parts, which are written here and read where they are joined.
+                (Kernel::Attention, 2, _) if dispatch.parts.is_some() => {
+                    let parts = rows * dispatch.grid.columns * u64::from(groups[2]);
+                    self.value_bytes += 2 * parts * (u64::from(dispatch.constants[1]) + 2) * WORD;
+                }
+                (Kernel::AttentionJoin, 0, _) => {}
                 (_, _, _) => self.value_bytes += region.bytes / dispatch.grid.most.max(1) * rows,
             }
         }

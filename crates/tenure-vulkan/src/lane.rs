@@ -8,12 +8,12 @@ use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
 use crate::backend::Shared;
-use crate::exchange::SLOTS;
+use crate::exchange::{COUNT_BYTES, SLOTS};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 use crate::lower::{Sites, TooLarge, lower, ropes};
 use crate::raw::buffer::Buffer;
 use crate::raw::exec::{Parts, VulkanExec, download};
-use crate::raw::upload::{Staging, failed};
+use crate::raw::upload::Staging;
 use crate::turns::turns;
 
 pub(crate) struct VulkanLane {
@@ -124,6 +124,11 @@ impl VulkanLane {
         Ok(buffer)
     }
 
+    /// Whether the device is there at all.
+    fn alive(&self) -> Result<(), DeviceError> {
+        self.shared.alive()
+    }
+
     fn unmapped(&self) -> DeviceError {
         DeviceError::Failed { device: self.shared.gpu.name(), why: "mapped memory is out of reach".to_owned() }
     }
@@ -131,9 +136,11 @@ impl VulkanLane {
 
 impl Lane for VulkanLane {
     unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
+        self.alive()?;
         let mut staging = self.staging(stop)?;
+        let begun = staging.as_mut().map_or(Ok(()), |staging| staging.begin(stop));
         // SAFETY: the caller's promise.
-        let result = unsafe { self.bring_in(load, &mut staging, stop) };
+        let result = begun.and_then(|()| unsafe { self.bring_in(load, &mut staging, stop) });
         if let (Err(_), Some(staging)) = (&result, &mut staging) {
             staging.abort();
         }
@@ -141,6 +148,7 @@ impl Lane for VulkanLane {
     }
 
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
+        self.alive()?;
         let shared = &self.shared;
         let mut buffers = Buffers::default();
         let mut weights = Vec::with_capacity(plan.weights().len());
@@ -182,6 +190,15 @@ impl Lane for VulkanLane {
         let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
         let lease = memory.exchange.as_ref().ok_or(missing)?;
         let exchange_buffer = self.buffer(lease.raw(), 0, exchange.bytes, "exchange")?;
+        let need = shared.scratch_bytes(&plan);
+        let scratch = match &memory.scratch {
+            _ if need == 0 => exchange_buffer.clone(),
+            Some(lease) => self.buffer(lease.raw(), 0, need, "scratch")?,
+            None => {
+                let (got, need) = (ByteSize::ZERO, ByteSize::new(need));
+                return Err(DeviceError::WrongMemory { what: "scratch", got, need });
+            }
+        };
         for slot in 0..SLOTS {
             let (bytes, most) = (exchange.inputs(slot).1, shared.gpu.limits.range);
             if bytes > most {
@@ -203,7 +220,7 @@ impl Lane for VulkanLane {
                 // each pair, are half as long as the turns.
                 unsafe { download(&shared.gpu, from, (&exchange_buffer, at), bytes) }
             });
-            let factors = factors.transpose().map_err(|error| failed(&shared.gpu, error))?;
+            let factors = factors.transpose().map_err(|error| error.of_device(&shared.gpu))?;
             let factors: Option<Vec<f32>> = factors.map(|words| words.into_iter().map(f32::from_bits).collect());
             let angles = RopeAngles::new(rope, factors.as_deref());
             let turns = turns(&angles);
@@ -222,12 +239,19 @@ impl Lane for VulkanLane {
             kv_blocks: Some(kv_blocks),
             arena: buffers.place(arena),
             exchange: buffers.place(exchange_buffer.clone()),
+            scratch: buffers.place(scratch),
             turns: exchange.turns.clone(),
             magnitudes,
             hidden: exchange.hidden,
             outputs: exchange.outputs.clone(),
+            tops: exchange.tops,
         };
         let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
+        if dispatches.len() as u64 > exchange.dispatches {
+            let counts = |dispatches: u64| ByteSize::new(COUNT_BYTES).times(dispatches);
+            let (got, need) = (counts(exchange.dispatches), counts(dispatches.len() as u64));
+            return Err(DeviceError::WrongMemory { what: "exchange", got, need });
+        }
         let parts = Parts {
             gpu: shared.gpu.clone(),
             pipelines: shared.pipelines.clone(),

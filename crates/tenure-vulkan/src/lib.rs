@@ -14,6 +14,7 @@
 //! }
 //! ```
 
+mod attention;
 mod backend;
 mod devices;
 mod error;
@@ -21,14 +22,19 @@ mod exchange;
 mod explain;
 mod hazard;
 mod kernel;
+mod kinds;
 mod lane;
 mod layout;
 mod lower;
 mod raw;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod tops;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};
 pub use devices::{DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
 pub use error::VulkanError;
-pub use explain::Explanation;
+pub use explain::{Explanation, kernels};
+pub use kernel::KernelSet;
 pub use raw::validation::ValidationLog;

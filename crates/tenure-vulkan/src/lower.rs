@@ -3,12 +3,16 @@
 //! A binding shows a kernel only so many bytes, and a grid has only so many workgroups in a direction, so a step may
 //! take several dispatches: parts of a weight's rows, of the step's rows, or of a cache's heads.
 
-use tenure_graph::{KvLayerId, KvType, Op, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
+use tenure_device::{StepRows, Wanted};
+use tenure_graph::{KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
 use tenure_tensor::{ByteSize, DType};
 
+use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
 use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
+use crate::kinds::{FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
+use crate::tops::{ENTRY, PART, Tops};
 
 /// One run of a kernel.
 #[derive(Clone, Debug)]
@@ -16,13 +20,29 @@ pub(crate) struct Dispatch {
     pub(crate) kernel: Kernel,
     /// Specialisation constants.
     pub(crate) constants: [u32; 2],
+    /// Which recordings it is in.
+    pub(crate) when: When,
     /// What is behind each binding.
     pub(crate) operands: Vec<(Region, Access)>,
     /// The kernel's own push constants.
     pub(crate) words: Vec<u32>,
     pub(crate) grid: Grid,
+    /// Which of its rows it computes.
+    pub(crate) share: Share,
+    /// How the positions of its rows are divided, each part a workgroup.
+    pub(crate) parts: Option<Parts>,
     /// Multiplications for each row.
     pub(crate) work: u64,
+}
+
+/// Which rows a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All.
+    All,
+    /// Those that are computed together, and those that are not.
+    Together,
+    Left,
 }
 
 /// How much a dispatch covers.
@@ -38,10 +58,8 @@ pub(crate) struct Grid {
     pub(crate) most: u64,
 }
 
-/// Multiplications of one submission: below what a slow device does before its driver loses patience.
-const PIECE: u64 = 30_000_000_000;
-/// Up to so many rows, products are computed by the kernel for few.
-pub(crate) const FEW: usize = 8;
+/// The constant of [`Kernel::Copy`] where rows may be unwanted.
+const LOGITS: u32 = 1;
 
 /// What bounds a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +68,8 @@ pub(crate) struct Bounds {
     pub(crate) window: u64,
     /// The most workgroups in one direction.
     pub(crate) groups: u64,
+    /// The most multiplications of one submission, as long as one row has no more.
+    pub(crate) work: u64,
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -68,6 +88,8 @@ pub(crate) struct Sites {
     pub(crate) arena: usize,
     /// Buffer of what is exchanged.
     pub(crate) exchange: usize,
+    /// Buffer of what kernels leave for one another.
+    pub(crate) scratch: usize,
     /// Offset of each distinct rope's turns, in the order of [`ropes`].
     pub(crate) turns: Vec<u64>,
     /// Factor on the cosines and sines of each.
@@ -76,6 +98,8 @@ pub(crate) struct Sites {
     pub(crate) hidden: u64,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
+    /// Offset of the largest logits.
+    pub(crate) tops: u64,
 }
 
 /// Something that fits into no binding.
@@ -105,23 +129,30 @@ pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Di
     for step in plan.steps() {
         lowering.step(step)?;
     }
-    for (&(_, val), &offset) in plan.outputs().iter().zip(&sites.outputs) {
-        lowering.read_back(val, offset)?;
+    let tops = Tops::of(plan);
+    for (&(output, val), &offset) in plan.outputs().iter().zip(&sites.outputs) {
+        let constant = if tops.is_some() && output == OutputId::Logits { LOGITS } else { 0 };
+        lowering.read_back(val, constant, offset)?;
+    }
+    if let Some(tops) = tops {
+        lowering.top(tops)?;
     }
     Ok(lowering.dispatches)
 }
 
-/// Divides the dispatches into submissions of bounded work.
-pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many) -> Vec<std::ops::Range<usize>> {
+/// Divides the dispatches into submissions of so many multiplications at most, or of one dispatch that has more.
+pub(crate) fn pieces(dispatches: &[Dispatch], shape: StepShape, many: Many, most: u64) -> Vec<std::ops::Range<usize>> {
     let (mut pieces, mut first, mut work) = (Vec::new(), 0, 0u64);
-    for (at, dispatch) in dispatches.iter().enumerate() {
-        let capacity = shape.capacity(dispatch.grid.rows).min(dispatch.grid.most as usize);
+    for (at, dispatch) in dispatches.iter().enumerate().filter(|(_, dispatch)| dispatch.is_in(many)) {
+        let capacity = shape.capacity(dispatch.grid.rows);
         let rows = if many.of(dispatch.grid.rows) { capacity } else { capacity.min(FEW) };
-        work = work.saturating_add(dispatch.work.saturating_mul(rows as u64));
-        if work >= PIECE {
-            pieces.push(first..at + 1);
-            (first, work) = (at + 1, 0);
+        let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
+        let own = dispatch.work.saturating_mul(rows);
+        if work.saturating_add(own) > most && at > first {
+            pieces.push(first..at);
+            (first, work) = (at, 0);
         }
+        work = work.saturating_add(own);
     }
     if first < dispatches.len() {
         pieces.push(first..dispatches.len());
@@ -212,7 +243,7 @@ impl Lowering<'_> {
         let most = self.bounds.groups * u64::from(tile);
         for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
             let weight = self.rows_of(w, row, first, count);
-            self.by_rows(&[x, out], |me, run| {
+            self.by_rows_of_work(&[x, out], (k * count, 1), |me, run| {
                 let x = me.read(x, run);
                 // What is bound in place of a bias that is not there is not read.
                 let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
@@ -264,14 +295,43 @@ impl Lowering<'_> {
         let kv = self.plan.kv_layer(layer);
         let (head_dim, group) = (kv.head_dim as u64, (heads / kv.heads) as u64);
         let context = self.plan.shape().context as u64;
+        let window = Some(scoring[1] as usize).filter(|&window| window > 0);
+        let parts = Parts::of(self.plan, layer, heads, window, self.bounds.window);
+        let together = kv.head_dim <= MOST_HEAD_OF_ROWS;
+        let most_parts = parts.map_or(1, |parts| parts.most);
+        let bytes = u64::from(most_parts) * part_bytes(self.plan, layer, heads);
+        let scratch = Region { buffer: self.sites.scratch, offset: 0, bytes };
         for part in self.heads(layer)? {
-            self.by_rows(&[q, out], |me, run| {
-                let operands = vec![me.read(q, run), (part.region, Access::Read), me.write(out, run)];
-                let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
-                let words = words.iter().map(|&word| word as u32).chain(scoring).collect();
-                let constants = [me.kv_format(), head_dim as u32];
-                let count = part.count * group;
-                me.push(Kernel::Attention, constants, operands, words, count, run, 2 * count * head_dim * context);
+            let (first, count) = (part.first * group, part.count * group);
+            let words = [head_dim, heads as u64, part.first, part.count, part.blocks, part.position_words, group];
+            let words: Vec<u32> = words.iter().map(|&word| word as u32).chain(scoring).collect();
+            let constants = [self.kv_format(), head_dim as u32];
+            let of = |heads: u64| 2 * heads * head_dim * context;
+            let work = of(count);
+            // By the rows that all heads can have, however they are divided: then there are never more dispatches than
+            // with every head by itself.
+            // Rows that may be computed together are not divided: how they are computed must not depend on how much a
+            // submission bears.
+            self.by_rows_of_work(&[q, out], (of(heads as u64), ROWS as u64), |me, run| {
+                let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
+                let mut attend = |kernel, mode, share, when, to, parts| {
+                    let operands = vec![operands[0], operands[1], to];
+                    let words = words.iter().copied().chain([most_parts, mode]).collect();
+                    let dispatch = me.push(kernel, constants, operands, words, count, run, work);
+                    (dispatch.share, dispatch.when, dispatch.parts) = (share, when, parts);
+                };
+                let when = When { short: true, long: parts.is_none(), many: !together };
+                attend(Kernel::Attention, EACH_ROW, Share::All, when, operands[2], None);
+                if together {
+                    attend(Kernel::AttentionRows, EACH_ROW, Share::Together, When::MANY, operands[2], None);
+                    attend(Kernel::Attention, LEFT_ROWS, Share::Left, When::MANY, operands[2], None);
+                }
+                if parts.is_some() {
+                    attend(Kernel::Attention, PARTS, Share::All, When::LONG, (scratch, Access::Write), parts);
+                    let joined = vec![(scratch, Access::Read), operands[2]];
+                    let words = [heads as u32, first as u32, count as u32, scoring[1], most_parts].to_vec();
+                    me.push(Kernel::AttentionJoin, constants, joined, words, count, run, 0).when = When::LONG;
+                }
             })?;
         }
         Ok(())
@@ -319,23 +379,55 @@ impl Lowering<'_> {
     }
 
     /// Copies an output to where the host reads it.
-    fn read_back(&mut self, val: Val, offset: u64) -> Result<(), TooLarge> {
+    fn read_back(&mut self, val: Val, constant: u32, offset: u64) -> Result<(), TooLarge> {
         let (cols, buffer) = (self.cols(val), self.sites.exchange);
         self.by_rows(&[val], |me, run| {
             let offset = offset + run.first * cols * WORD;
             let to = (Region { buffer, offset, bytes: run.count * cols * WORD }, Access::Write);
-            me.push(Kernel::Copy, [0; 2], vec![me.read(val, run), to], vec![cols as u32], cols, run, 0);
+            me.push(Kernel::Copy, [constant, 0], vec![me.read(val, run), to], vec![cols as u32], cols, run, 0);
         })
     }
 
+    /// Finds the largest logits and puts them where the host reads them.
+    fn top(&mut self, tops: Tops) -> Result<(), TooLarge> {
+        let Tops { logits, cols, parts, room, outs } = tops;
+        let (lists, list) = (parts * room * ENTRY, room * ENTRY);
+        let most = self.bounds.groups;
+        for (first, count) in self.windows(outs, lists.max(cols * WORD), most, || format!("a row of {logits}"))? {
+            let run = Run { rows: Rows::Out, first, count };
+            let of = |buffer, offset, row| Region { buffer, offset: offset + first * row, bytes: count * row };
+            let found = of(self.sites.scratch, 0, lists);
+            let back = of(self.sites.exchange, self.sites.tops, list);
+            let words = [cols, PART, parts, room].map(|word| word as u32).to_vec();
+            let row = self.read(logits, run);
+            self.push(Kernel::TopK, [0; 2], vec![row, (found, Access::Write)], words.clone(), parts, run, 0);
+            self.push(Kernel::TopK, [1, 0], vec![(found, Access::Read), (back, Access::Write)], words, 1, run, 0);
+        }
+        Ok(())
+    }
+
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
-    fn by_rows(&mut self, values: &[Val], mut each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+    fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+        self.by_rows_of_work(values, (0, 1), each)
+    }
+
+    /// The same where each row takes so many multiplications, of which a submission bears a number, and so many rows stay
+    /// together, where a binding holds them.
+    fn by_rows_of_work(
+        &mut self,
+        values: &[Val],
+        (work, together): (u64, u64),
+        mut each: impl FnMut(&mut Self, Run),
+    ) -> Result<(), TooLarge> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
         let capacity = self.plan.shape().capacity(rows) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
         let row = self.cols(widest) * WORD;
-        for (first, count) in self.windows(capacity, row, self.bounds.groups, || format!("a row of {widest}"))? {
+        let bearable = (self.bounds.work / work.max(1)).max(together);
+        let most = self.bounds.groups.min(bearable).min(self.bounds.window / row.max(1));
+        let most = if most >= together { most - most % together } else { most };
+        for (first, count) in self.windows(capacity, row, most, || format!("a row of {widest}"))? {
             each(self, Run { rows, first, count });
         }
         Ok(())
@@ -389,11 +481,13 @@ impl Lowering<'_> {
         columns: u64,
         run: Run,
         work: u64,
-    ) {
+    ) -> &mut Dispatch {
         debug_assert!(operands.len() == kernel.bindings() && operands.len() <= MOST_BINDINGS);
         debug_assert!(COMMON_WORDS + words.len() <= PUSH_WORDS);
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };
-        self.dispatches.push(Dispatch { kernel, constants, operands, words, grid, work });
+        let (when, share) = (When::ALWAYS, Share::All);
+        let dispatch = Dispatch { kernel, constants, when, operands, words, grid, share, parts: None, work };
+        self.dispatches.push_mut(dispatch)
     }
 
     fn cols(&self, val: Val) -> u64 {
@@ -470,13 +564,58 @@ fn format(dtype: DType) -> u32 {
     dtype.ggml_id().unwrap_or(u32::MAX)
 }
 
+/// What [`Kernel::Attention`] computes: each row, or each that [`Kernel::AttentionRows`] leaves, or parts of the
+/// positions of each.
+const EACH_ROW: u32 = 0;
+const LEFT_ROWS: u32 = 1;
+const PARTS: u32 = 2;
+
 impl Dispatch {
+    /// Whether it is in a recording.
+    pub(crate) const fn is_in(&self, many: Many) -> bool {
+        match (many.step, many.long) {
+            (true, _) => self.when.many,
+            (false, true) => self.when.long,
+            (false, false) => self.when.short,
+        }
+    }
+
+    /// Workgroups for a step with so many rows of its kind, where the step's rows are `placed`.
+    pub(crate) fn groups(&self, many: Many, rows: usize, placed: Placed<'_>) -> [u32; 3] {
+        let mut groups = self.grid.groups(self.kernel_for(many).tile(), rows);
+        let those = |all: usize| {
+            let first = (self.grid.first as usize).min(all);
+            first..first + (self.grid.most as usize).min(all - first)
+        };
+        let (together, left) = match self.share {
+            Share::All => (true, true),
+            Share::Together | Share::Left => shared_and_left(&placed.tables[those(placed.tables.len())]),
+        };
+        if (self.share == Share::Together && !together) || (self.share == Share::Left && !left) {
+            groups[1] = 0;
+        }
+        if let Some(parts) = self.parts {
+            let rows = &placed.positions[those(placed.positions.len())];
+            groups[2] = rows.iter().map(|&position| parts.count(position)).max().unwrap_or(1);
+        }
+        groups
+    }
+
     /// The kernel, where so many rows of the step and of its outputs may come.
     pub(crate) fn kernel_for(&self, many: Many) -> Kernel {
         match (self.kernel, many.of(self.grid.rows)) {
             (Kernel::MatMul, false) => Kernel::MatVec,
-            (Kernel::Attention, true) if self.constants[1] <= MOST_HEAD_OF_ROWS => Kernel::AttentionRows,
             (kernel, _) => kernel,
+        }
+    }
+
+    /// How many rows of a step it looks at, given what is wanted of the outputs.
+    pub(crate) fn rows(&self, step: StepRows, wanted: &[Wanted]) -> usize {
+        let is_top = |wanted: &Wanted| matches!(wanted, Wanted::Top(_));
+        match (self.kernel, self.constants[0]) {
+            (Kernel::TopK, _) if !wanted.iter().any(is_top) => 0,
+            (Kernel::Copy, LOGITS) if wanted.iter().all(is_top) => 0,
+            _ => step.of(self.grid.rows),
         }
     }
 
@@ -515,43 +654,6 @@ impl Grid {
     }
 }
 
-/// Which numbers of rows a recording is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Many {
-    /// More than [`FEW`] rows of the step.
-    pub(crate) step: bool,
-    /// More than [`FEW`] outputs.
-    pub(crate) outs: bool,
-}
-
-impl Many {
-    /// The four kinds of recordings, by their place.
-    pub(crate) const ALL: [Many; 4] = [
-        Many { step: false, outs: false },
-        Many { step: true, outs: false },
-        Many { step: false, outs: true },
-        Many { step: true, outs: true },
-    ];
-
-    /// The kind for a step.
-    pub(crate) const fn kind(rows: usize, outs: usize) -> Many {
-        Many { step: rows > FEW, outs: outs > FEW }
-    }
-
-    /// Its place in [`Many::ALL`].
-    pub(crate) const fn place(self) -> usize {
-        self.step as usize + 2 * self.outs as usize
-    }
-
-    /// Whether there may be many of these.
-    pub(crate) const fn of(self, rows: Rows) -> bool {
-        match rows {
-            Rows::Step => self.step,
-            Rows::Out => self.outs,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
@@ -569,12 +671,16 @@ mod tests {
 
     /// One layer of attention and a head, over a vocabulary of 300.
     fn plan() -> Plan {
+        plan_of(20, 100)
+    }
+
+    fn plan_of(rows: usize, context: usize) -> Plan {
         let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
         let file = File(vec![
             spec("embd", DType::Q4_0, Shape::from([300, 64])),
             spec("qkv", DType::F16, Shape::from([64, 64])),
         ]);
-        let g = Graph::new(&file, StepShape { rows: 20, outs: 3, context: 100 });
+        let g = Graph::new(&file, StepShape { rows, outs: 3, context });
         let x = g.embed(g.table("embd", 300, 64), 1.0);
         let part = || g.matmul(x, g.matrix("qkv", 64, 64), None);
         let layer = g.kv_layer(4, 16);
@@ -593,26 +699,31 @@ mod tests {
             kv_blocks,
             arena: 11,
             exchange: 12,
+            scratch: 13,
             turns: Vec::new(),
             magnitudes: Vec::new(),
             hidden: 0,
             outputs: vec![512],
+            tops: 1 << 20,
         }
     }
 
     #[test]
     fn what_is_divided_is_covered_once_and_fits() {
         let plan = plan();
-        let whole = Bounds { window: 1 << 27, groups: 65_535 };
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
-        assert_eq!(few.len(), plan.steps().len() + 1, "one for each operation, and the copy of the output");
-        let small = Bounds { window: 4096, groups: 20 };
+        let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
+        let count = plan.steps().len() + 3;
+        assert_eq!(always.count(), count, "one for each operation, the copy of the output, two for its top");
+        let small = Bounds { window: 4096, groups: 20, work: u64::MAX };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));
         for part in &parts {
             for many in Many::ALL {
-                let [x, y, _] = part.grid.groups(part.kernel_for(many).tile(), plan.shape().rows);
+                let placed = Placed { tables: &[0; 20], positions: &[90; 20] };
+                let [x, y, _] = part.groups(many, plan.shape().rows, placed);
                 assert!(u64::from(x.max(y)) <= small.groups, "{part:?}");
             }
         }
@@ -625,17 +736,77 @@ mod tests {
         }
         assert_eq!(next, 300);
         // The most there can be is what memory for them is planned by.
-        let most = lower(&plan, &sites(&plan, None), small).expect("fits");
-        assert!(parts.len() <= most.len());
+        for blocks in [1, 8] {
+            for work in [1, 1000, 10_000, 13_000, 30_000, 100_000, u64::MAX] {
+                for bounds in [Bounds { work, ..small }, Bounds { work, ..whole }] {
+                    let Ok(parts) = lower(&plan, &sites(&plan, Some(blocks)), bounds) else { continue };
+                    let most = lower(&plan, &sites(&plan, None), bounds).expect("fits");
+                    assert!(parts.len() <= most.len(), "{blocks} blocks, {bounds:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_submission_has_more_work_than_is_bearable() {
+        let plan = plan();
+        let sites = sites(&plan, Some(8));
+        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        // Three rows of one product, which has 64 x 64 multiplications a row.
+        let small = Bounds { work: 3 * 64 * 64, ..whole };
+        let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
+        let many = Many { step: true, outs: true, long: false };
+        assert_eq!(pieces(&few, plan.shape(), many, whole.work).len(), 1);
+        let pieces = pieces(&parts, plan.shape(), many, small.work);
+        assert!(pieces.len() > 10, "{pieces:?}");
+        let rows =
+            |part: &Dispatch| (plan.shape().capacity(part.grid.rows) as u64 - part.grid.first).min(part.grid.most);
+        let mut next = 0;
+        for piece in pieces {
+            assert_eq!(piece.start, next);
+            next = piece.end;
+            let parts: Vec<&Dispatch> = parts[piece].iter().filter(|part| part.is_in(many)).collect();
+            let work: u64 = parts.iter().map(|part| part.work * rows(part)).sum();
+            // One row that has more cannot be divided, nor can those that attention may compute together.
+            let least = if parts[0].kernel.name().starts_with("attention") { ROWS as u64 } else { 1 };
+            assert!(work <= small.work || (parts.len() == 1 && rows(parts[0]) <= least), "{parts:?}");
+        }
+        assert_eq!(next, parts.len());
     }
 
     #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535 }).expect_err("tiny");
+        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX })
+            .expect_err("tiny");
         assert_eq!(error.most, ByteSize::new(100));
-        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535 });
+        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
+    }
+
+    /// Each row is attended for once in every kind of recording.
+    #[test]
+    fn attention_is_divided_among_its_kernels() {
+        let plan = plan_of(20, 1000);
+        let dispatches =
+            lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX });
+        let dispatches = dispatches.expect("fits");
+        let groups = |tables: &[u32], positions: &[u32]| {
+            let placed = Placed { tables, positions };
+            let many = Many::kind(&dispatches, placed, 1);
+            assert_eq!(Many::ALL[many.place()], many);
+            assert!(many.may_be(&dispatches, plan.shape()));
+            let attention = dispatches.iter().filter(|dispatch| dispatch.kernel.name().starts_with("attention"));
+            let recorded = attention.filter(|dispatch| dispatch.is_in(many));
+            let groups = recorded.map(|dispatch| (dispatch.kernel.name(), dispatch.groups(many, tables.len(), placed)));
+            groups.collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&[0, 1], &[255, 3]), [("attention", [4, 2, 1])]);
+        assert_eq!(groups(&[0, 1], &[3, 999]), [("attention", [4, 2, 4]), ("attention_join", [4, 2, 1])]);
+        assert_eq!(groups(&[0; 12], &[900; 12]), [("attention_rows", [4, 2, 1]), ("attention", [4, 0, 1])]);
+        assert_eq!(groups(&[0; 11], &[900; 11]), [("attention_rows", [4, 2, 1]), ("attention", [4, 11, 1])]);
+        let apart: Vec<u32> = (0..9).collect();
+        assert_eq!(groups(&apart, &[900; 9]), [("attention_rows", [4, 0, 1]), ("attention", [4, 9, 1])]);
     }
 
     #[test]

@@ -119,6 +119,16 @@ impl Engine {
         Engine { host: Some(host), ..self }
     }
 
+    /// An engine on the same device opened anew, with the same options and budget and nothing loaded on it, and the same
+    /// host: the way on after [`crate::ErrorKind::DeviceLost`]. Models and sessions of this engine keep to the old device.
+    ///
+    /// # Errors
+    /// When the device cannot be opened.
+    pub fn reopen(&self) -> Result<Self, Error> {
+        let device = self.device.reopen()?;
+        Ok(Engine { device, host: self.host.clone() })
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device

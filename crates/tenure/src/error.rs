@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use tenure_device::{BudgetError, CarveError, DeviceError, LoadError, RunError, Stopped};
+use tenure_device::{AllocError, BudgetError, CarveError, DeviceError, LoadError, RunError, Stopped};
 use tenure_graph::PlanError;
 use tenure_models::ModelError;
 use tenure_sampling::SamplingError;
@@ -41,6 +41,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The device failed.
     Device,
+    /// The device is gone, with everything on it: [`crate::Engine::reopen`] opens it anew.
+    DeviceLost,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +121,12 @@ impl Error {
             | Cause::Stopped(stopped)
             | Cause::Run(RunError::Stopped(stopped))
             | Cause::Load { source: LoadError::Stopped(stopped), .. } => of_stopped(*stopped),
-            Cause::Budget(_) | Cause::Carve(_) | Cause::DoesNotFit { .. } => ErrorKind::OutOfMemory,
+            Cause::Carve(CarveError::Alloc { error: AllocError::Lost { .. }, .. })
+            | Cause::Run(RunError::Lost { .. }) => ErrorKind::DeviceLost,
+            Cause::Budget(_)
+            | Cause::Carve(_)
+            | Cause::DoesNotFit { .. }
+            | Cause::Run(RunError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => of_device(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
                 error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
@@ -158,6 +165,7 @@ impl Error {
             | Cause::Run(RunError::Stopped(stopped))
             | Cause::Stopped(stopped) => variant(stopped),
             Cause::Budget(error) | Cause::DoesNotFit { source: error, .. } => variant(error),
+            Cause::Carve(CarveError::Alloc { error: error @ AllocError::Lost { .. }, .. }) => variant(error),
             Cause::Carve(error) => variant(error),
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => variant(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
@@ -195,7 +203,10 @@ fn of_plan(error: &PlanError) -> ErrorKind {
 
 fn of_device(error: &DeviceError) -> ErrorKind {
     match error {
-        DeviceError::HostOutOfMemory { .. } | DeviceError::TooLarge { .. } => ErrorKind::OutOfMemory,
+        DeviceError::HostOutOfMemory { .. } | DeviceError::OutOfMemory { .. } | DeviceError::TooLarge { .. } => {
+            ErrorKind::OutOfMemory
+        }
+        DeviceError::Lost { .. } => ErrorKind::DeviceLost,
         DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. } => ErrorKind::UnsupportedModel,
         DeviceError::BadThreads { .. } | DeviceError::UnsupportedIsa { .. } => ErrorKind::BadParameter,
         _ => ErrorKind::Device,

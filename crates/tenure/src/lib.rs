@@ -99,7 +99,8 @@ pub mod cpu {
 /// What the Vulkan backend has beside the backend itself.
 pub mod vulkan {
     pub use tenure_vulkan::{
-        Caps, DeviceInfo, DeviceKind, DeviceSelector, Explanation, Features, ValidationLog, VulkanError, devices,
+        Caps, DeviceInfo, DeviceKind, DeviceSelector, Explanation, Features, KernelSet, ValidationLog, VulkanError,
+        devices,
     };
 }
 
@@ -107,7 +108,7 @@ pub use engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
 pub use tenure_cpu::{Cpu, CpuOptions};
-pub use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, SegmentKind, Stop};
+pub use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, SegmentKind, Stop, Wanted};
 pub use tenure_graph::KvType;
 pub use tenure_models::{TextArchitecture, TextConfig};
 pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};

@@ -1,4 +1,5 @@
-//! `tenure-kernel-compiler SOURCES OUT`: compiles each `SOURCES/*.comp` to `OUT/*.spv`, for Vulkan 1.1.
+//! `tenure-kernel-compiler SOURCES OUT`: compiles each `SOURCES/*.comp` to `OUT/*.spv`, for Vulkan 1.1; and, of a source
+//! with a line `#pragma variants(NAME)`, another binary with NAME defined: `OUT/*.name.spv`.
 //!
 //! Run by `cargo xtask kernels`.
 
@@ -37,10 +38,13 @@ fn compile_all(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     files.sort();
     for file in files {
         let text = with_includes(&file)?;
-        let words = compile(compiler, &text).map_err(|error| format!("{}: {error}", file.display()))?;
-        let bytes: Vec<u8> = without_names(&words).into_iter().flat_map(u32::to_le_bytes).collect();
-        let name = file.file_stem().ok_or("a source without a name")?;
-        std::fs::write(out.join(name).with_extension("spv"), bytes)?;
+        let stem = file.file_stem().and_then(|stem| stem.to_str()).ok_or("a source without a name")?;
+        for variant in std::iter::once(None).chain(variants(&text).map(Some)) {
+            let words = compile(compiler, &text, variant).map_err(|error| format!("{}: {error}", file.display()))?;
+            let bytes: Vec<u8> = without_names(&words).into_iter().flat_map(u32::to_le_bytes).collect();
+            let name = variant.map_or_else(String::new, |name| format!(".{}", name.to_lowercase()));
+            std::fs::write(out.join(format!("{stem}{name}.spv")), bytes)?;
+        }
     }
     Ok(())
 }
@@ -62,17 +66,22 @@ fn with_includes(file: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-const NO_DEFINES: Option<&[(&str, Option<&str>)]> = None;
+/// What a source asks to be compiled with, each by itself.
+fn variants(text: &str) -> impl Iterator<Item = &str> {
+    let names = |line| str::strip_suffix(str::strip_prefix(line, "#pragma variants(")?, ")");
+    text.lines().filter_map(names).flat_map(str::split_whitespace)
+}
 
-fn compile(compiler: &Compiler, text: &str) -> Result<Vec<u32>, Box<dyn Error>> {
+fn compile(compiler: &Compiler, text: &str, variant: Option<&str>) -> Result<Vec<u32>, Box<dyn Error>> {
     let options = CompilerOptions {
         source_language: SourceLanguage::GLSL,
         target: Target::Vulkan { version: VulkanVersion::Vulkan1_1, spirv_version: SpirvVersion::SPIRV1_3 },
         version_profile: None,
         messages: ShaderMessage::DEFAULT,
     };
+    let defines: Vec<(&str, Option<&str>)> = variant.map(|name| (name, None)).into_iter().collect();
     let source = ShaderSource::from(text);
-    let input = ShaderInput::new(&source, ShaderStage::Compute, &options, NO_DEFINES, None)?;
+    let input = ShaderInput::new(&source, ShaderStage::Compute, &options, Some(defines.as_slice()), None)?;
     Ok(compiler.create_shader(input)?.compile()?)
 }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tenure_device::{Exec, Lease, RunError, StepInputs, StepRows, Stop, check_all, check_read};
+use tenure_device::{Exec, LastStep, Lease, RunError, StepInputs, Stop, check_all};
 use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
 
 use crate::layout::Scratch;
@@ -19,6 +19,7 @@ use crate::raw::weight::Weight;
 use crate::simd::attention::CHUNK;
 use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
+use crate::top::top;
 
 use image::attend_units;
 
@@ -43,8 +44,8 @@ pub(crate) struct Interpreter {
     pub(crate) claims: [Claims; 2],
     /// Room for the check that no two rows write one position.
     pub(crate) written: Vec<u64>,
-    /// Rows of the last step, if it ended well.
-    pub(crate) last: StepRows,
+    /// What may be read.
+    pub(crate) last: LastStep,
     /// Keeps the memory alive; see [`tenure_device::Program`], which holds the leases as well.
     pub(crate) _held: Vec<Lease>,
 }
@@ -80,7 +81,7 @@ struct Run<'r> {
 
 impl Exec for Interpreter {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
-        self.last = StepRows::default();
+        self.last.begin();
         step.check(&self.plan, self.kv.blocks, &mut self.written)?;
         let longest = step.positions.iter().max().map_or(0, |&p| p as usize + 1);
         let run = Run {
@@ -101,17 +102,25 @@ impl Exec for Interpreter {
             // The flag was set because the stop was due, so the check fails; if the clock disagrees, it was due anyway.
             Ok(()) if stopped => Err(check_all(stops).err().unwrap_or(tenure_device::Stopped::Cancelled).into()),
             Ok(()) => {
-                self.last = step.rows();
+                self.last.end(step);
                 Ok(())
             }
         }
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
-        let place = check_read(&self.plan, output, row, self.last, into.len())?;
+        let place = self.last.check_read(&self.plan, output, row, into.len())?;
         let (_, val) = self.plan.outputs()[place];
         // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
         into.copy_from_slice(unsafe { self.row(val, row) });
+        Ok(())
+    }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        let place = self.last.check_read_top(&self.plan, row, into.len())?;
+        let (_, val) = self.plan.outputs()[place];
+        // SAFETY: as for `read`.
+        top(unsafe { self.row(val, row) }, into);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ pub(crate) const PAGE: u64 = 4096;
 
 /// Allocates `bytes` (a multiple of [`PAGE`]) of zeroed memory.
 pub(crate) fn alloc(bytes: ByteSize) -> Result<RawSegment, AllocError> {
-    let refused = || AllocError { device: "cpu".to_owned(), bytes };
+    let refused = || AllocError::OutOfMemory { device: "cpu".to_owned(), bytes };
     let len = bytes.to_usize().filter(|&len| len > 0 && len <= isize::MAX as usize).ok_or_else(refused)?;
     let base = os::map(len).ok_or_else(refused)?;
     Ok(RawSegment { token: base as usize as u64, bytes })

@@ -587,5 +587,16 @@ unsafe fn portable(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: O
     }
 }
 
+/// Whether there are kernels of an instruction set for panels of a type.
+pub fn has_kernel(isa: Isa, dtype: DType) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512Vnni => x86::has_kernel(dtype),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512Vnni => false,
+        Isa::Portable => format(dtype).is_some(),
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -54,19 +54,17 @@ impl Buffer {
         let device = &gpu.raw;
         // SAFETY: the device is alive. What was made is destroyed if a later call fails.
         unsafe {
-            let raw = device.create_buffer(&buffer_info(bytes), None).map_err(gpu.failed("vkCreateBuffer"))?;
+            let raw = gpu.call("vkCreateBuffer", || device.create_buffer(&buffer_info(bytes), None))?;
             let size = device.get_buffer_memory_requirements(raw).size;
             let allocate = vk::MemoryAllocateInfo::default().allocation_size(size).memory_type_index(kind);
-            let memory = device.allocate_memory(&allocate, None).map_err(|error| {
-                device.destroy_buffer(raw, None);
-                gpu.failed("vkAllocateMemory")(error)
-            })?;
+            let memory = gpu.call("vkAllocateMemory", || device.allocate_memory(&allocate, None));
+            let memory = memory.inspect_err(|_| device.destroy_buffer(raw, None))?;
             gpu.took(size);
             let mut buffer = Buffer { gpu: gpu.clone(), raw, memory, bytes: size, mapped: None };
-            device.bind_buffer_memory(raw, memory, 0).map_err(gpu.failed("vkBindBufferMemory"))?;
+            gpu.call("vkBindBufferMemory", || device.bind_buffer_memory(raw, memory, 0))?;
             if is_mapped {
-                let address = device.map_memory(memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty());
-                buffer.mapped = NonNull::new(address.map_err(gpu.failed("vkMapMemory"))?.cast()).map(Mapped);
+                let map = || device.map_memory(memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty());
+                buffer.mapped = NonNull::new(gpu.call("vkMapMemory", map)?.cast()).map(Mapped);
             }
             Ok(buffer)
         }

@@ -37,16 +37,16 @@ impl Commands {
             .queue_family_index(gpu.family)
             .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
         // SAFETY: the device is alive.
-        let pool = unsafe { gpu.raw.create_command_pool(&info, None) };
-        Ok(Commands { gpu: gpu.clone(), pool: pool.map_err(gpu.failed("vkCreateCommandPool"))? })
+        let pool = gpu.call("vkCreateCommandPool", || unsafe { gpu.raw.create_command_pool(&info, None) })?;
+        Ok(Commands { gpu: gpu.clone(), pool })
     }
 
     /// A new command buffer.
     pub(crate) fn buffer(&mut self) -> Result<vk::CommandBuffer, GpuError> {
         let info = vk::CommandBufferAllocateInfo::default().command_pool(self.pool).command_buffer_count(1);
         // SAFETY: the pool is alive and used by one thread at a time (`&mut self`).
-        let buffers = unsafe { self.gpu.raw.allocate_command_buffers(&info) };
-        let buffers = buffers.map_err(self.gpu.failed("vkAllocateCommandBuffers"))?;
+        let allocate = || unsafe { self.gpu.raw.allocate_command_buffers(&info) };
+        let buffers = self.gpu.call("vkAllocateCommandBuffers", allocate)?;
         Ok(buffers.first().copied().unwrap_or_default())
     }
 
@@ -63,10 +63,10 @@ impl Commands {
         // SAFETY: the caller upholds what recording asks for; the pool is used by one thread at a time.
         unsafe {
             let device = &self.gpu.raw;
-            let begun = device.begin_command_buffer(buffer, &vk::CommandBufferBeginInfo::default());
-            begun.map_err(self.gpu.failed("vkBeginCommandBuffer"))?;
+            let begin = vk::CommandBufferBeginInfo::default();
+            self.gpu.call("vkBeginCommandBuffer", || device.begin_command_buffer(buffer, &begin))?;
             body(&recording);
-            device.end_command_buffer(buffer).map_err(self.gpu.failed("vkEndCommandBuffer"))
+            self.gpu.call("vkEndCommandBuffer", || device.end_command_buffer(buffer))
         }
     }
 }

@@ -32,8 +32,8 @@ impl Sets {
         ];
         let info = vk::DescriptorPoolCreateInfo::default().max_sets(sets.max(1)).pool_sizes(&sizes);
         // SAFETY: the device is alive, and what `info` points to lives during the call.
-        let pool = unsafe { gpu.raw.create_descriptor_pool(&info, None) };
-        Ok(Sets { gpu: gpu.clone(), pool: pool.map_err(gpu.failed("vkCreateDescriptorPool"))? })
+        let pool = gpu.call("vkCreateDescriptorPool", || unsafe { gpu.raw.create_descriptor_pool(&info, None) })?;
+        Ok(Sets { gpu: gpu.clone(), pool })
     }
 
     /// A set of these bindings.
@@ -48,8 +48,8 @@ impl Sets {
         let layouts = [layout];
         let info = vk::DescriptorSetAllocateInfo::default().descriptor_pool(self.pool).set_layouts(&layouts);
         // SAFETY: pool and layout are alive; the pool is used by one thread at a time, for its owner is.
-        let sets = unsafe { self.gpu.raw.allocate_descriptor_sets(&info) };
-        let sets = sets.map_err(self.gpu.failed("vkAllocateDescriptorSets"))?;
+        let allocate = || unsafe { self.gpu.raw.allocate_descriptor_sets(&info) };
+        let sets = self.gpu.call("vkAllocateDescriptorSets", allocate)?;
         let set = sets.first().copied().unwrap_or_default();
         let infos: Vec<_> = bound
             .iter()

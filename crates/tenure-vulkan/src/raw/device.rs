@@ -2,13 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ash::vk;
+use tenure_device::{DeviceError, RunError};
 use tenure_tensor::ByteSize;
 
 use crate::backend::Caps;
 use crate::devices::{DeviceInfo, DeviceKind};
 use crate::error::VulkanError;
+use crate::kernel::KernelSet;
 use crate::raw::instance::{Adapter, Instance};
 
 /// An open device. Everything made on it holds a share, so it is closed last.
@@ -20,6 +23,8 @@ pub(crate) struct Gpu {
     pub(crate) family: u32,
     pub(crate) limits: Limits,
     pub(crate) types: MemoryTypes,
+    /// Which variants of the kernels it runs.
+    pub(crate) kernels: KernelSet,
     /// Submissions are made by one thread at a time.
     queue: Mutex<vk::Queue>,
     /// Bytes of device memory that are allocated.
@@ -27,7 +32,12 @@ pub(crate) struct Gpu {
     lost: AtomicBool,
     /// Work on the device never ended, so nothing it might touch may be destroyed.
     stuck: AtomicBool,
-    _instance: Arc<Instance>,
+    instance: Arc<Instance>,
+    physical: vk::PhysicalDevice,
+    /// How long work that was stopped is waited for before the device is given up.
+    pub(crate) linger: Duration,
+    #[cfg(feature = "testing")]
+    interpose: Option<Arc<crate::testing::Interpose>>,
 }
 
 /// What bounds the shape of the work.
@@ -43,6 +53,8 @@ pub(crate) struct Limits {
     pub(crate) groups: u64,
     /// The most bytes of one allocation.
     pub(crate) allocation: u64,
+    /// The most multiplications of one submission.
+    pub(crate) work: u64,
 }
 
 /// Which memory is taken for what.
@@ -58,12 +70,21 @@ pub(crate) struct MemoryTypes {
 
 /// What the beginning of a binding is a multiple of at least: kernels read four words at a time.
 const LEAST_ALIGN: u64 = 16;
+/// Multiplications of one submission: below what a slow device does before its driver loses patience.
+const WORK: u64 = 30_000_000_000;
+/// A submission that was stopped takes less, unless the device hangs.
+const LINGER: Duration = Duration::from_secs(10);
 /// The most bytes a beginning of a binding can have to be a multiple of.
 pub(crate) const MOST_ALIGN: u64 = 256;
 
 impl Gpu {
     /// Opens a device, which is taken to have no more than `caps` allow.
-    pub(crate) fn open(instance: Arc<Instance>, adapter: Adapter, caps: &Caps) -> Result<Arc<Self>, VulkanError> {
+    pub(crate) fn open(
+        instance: Arc<Instance>,
+        adapter: Adapter,
+        caps: &Caps,
+        #[cfg(feature = "testing")] driver: &crate::testing::Driver,
+    ) -> Result<Arc<Self>, VulkanError> {
         let Adapter { raw: physical, info, family, limits, memory, largest_allocation } = adapter;
         let priorities = [1.0];
         let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&priorities)];
@@ -89,20 +110,31 @@ impl Gpu {
             align: limits.min_storage_buffer_offset_alignment.clamp(LEAST_ALIGN, MOST_ALIGN),
             groups: u64::from(limits.max_compute_work_group_count[0].min(limits.max_compute_work_group_count[1])),
             allocation: largest_allocation.min(caps.allocation.map_or(u64::MAX, ByteSize::get)),
+            work: caps.work.unwrap_or(WORK),
         };
+        let kernels = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { info.features.kernels() };
         let mut gpu = Gpu {
             raw,
             timeline,
             info,
             family,
             limits,
+            kernels,
             types: MemoryTypes { device: 0, device_is_mapped: false, host: 0 },
             queue: Mutex::new(queue),
             allocated: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
-            _instance: instance,
+            instance,
+            physical,
+            linger: LINGER,
+            #[cfg(feature = "testing")]
+            interpose: driver.interpose.clone(),
         };
+        #[cfg(feature = "testing")]
+        if let Some(linger) = driver.linger {
+            gpu.linger = linger;
+        }
         // Only now, so that a refusal closes the device.
         gpu.types = types?;
         Ok(Arc::new(gpu))
@@ -149,20 +181,85 @@ impl Gpu {
         self.stuck.load(Ordering::Acquire)
     }
 
-    /// Takes note of what a call returned.
-    pub(crate) fn failed(&self, call: &'static str) -> impl Fn(vk::Result) -> GpuError {
-        move |result| {
+    /// Makes a call of the driver, and takes note if it says that the device is gone. A device that was given up is not
+    /// called any more.
+    pub(crate) fn call<T>(
+        &self,
+        call: &'static str,
+        body: impl FnOnce() -> Result<T, vk::Result>,
+    ) -> Result<T, GpuError> {
+        if self.is_lost() {
+            return Err(GpuError { call, result: vk::Result::ERROR_DEVICE_LOST });
+        }
+        #[cfg(feature = "testing")]
+        if let Some(result) = self.interposed(call) {
+            if call == "vkEndCommandBuffer" {
+                // One that fails ends the recording all the same.
+                let _: Result<T, vk::Result> = body();
+            }
+            return Err(GpuError { call, result });
+        }
+        body().map_err(|result| {
             if result == vk::Result::ERROR_DEVICE_LOST {
                 self.lost.store(true, Ordering::Release);
             }
             GpuError { call, result }
-        }
+        })
     }
+
+    /// What a test has the call return, if anything.
+    #[cfg(feature = "testing")]
+    fn interposed(&self, call: &'static str) -> Option<vk::Result> {
+        use crate::testing::Injected;
+        let injected = self.interpose.as_ref()?(call)?;
+        Some(match injected {
+            Injected::OutOfDeviceMemory => vk::Result::ERROR_OUT_OF_DEVICE_MEMORY,
+            Injected::Lost => {
+                // Nothing runs on a device that is gone.
+                // SAFETY: the device is alive, and the lock keeps its one queue to this thread.
+                let idle = unsafe {
+                    let _queue = self.queue();
+                    self.raw.device_wait_idle()
+                };
+                debug_assert!(idle.is_ok());
+                self.lost.store(true, Ordering::Release);
+                vk::Result::ERROR_DEVICE_LOST
+            }
+            Injected::Hang => {
+                std::thread::sleep(Duration::from_millis(1));
+                vk::Result::TIMEOUT
+            }
+        })
+    }
+
+    /// What of the memory that kernels work in can still be allocated, where the driver tells.
+    pub(crate) fn available(&self) -> Option<ByteSize> {
+        if !self.info.features.memory_budget {
+            return None;
+        }
+        let (memory, budget) = self.instance.memory(self.physical, true);
+        let heap = memory.memory_types[self.types.device as usize].heap_index as usize;
+        free_of(&memory, &budget, heap)
+    }
+}
+
+/// What of a heap this process may still take, from what the driver says; nothing that cannot be.
+pub(crate) fn free_of(
+    memory: &vk::PhysicalDeviceMemoryProperties,
+    budget: &vk::PhysicalDeviceMemoryBudgetPropertiesEXT<'_>,
+    heap: usize,
+) -> Option<ByteSize> {
+    let size = memory.memory_heaps_as_slice().get(heap)?.size;
+    let (budget, usage) = (*budget.heap_budget.get(heap)?, *budget.heap_usage.get(heap)?);
+    // A driver that says nothing says 0 of both.
+    (budget > 0).then(|| ByteSize::new(budget.min(size).saturating_sub(usage)))
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.is_stuck() {
+            // The device's work may still run in the driver, whose code must then stay where it is.
+            std::mem::forget(self.instance.clone());
             return;
         }
         // SAFETY: everything made on the device holds a share of it, so nothing is left.
@@ -235,18 +332,79 @@ pub(crate) struct GpuError {
 }
 
 impl GpuError {
+    /// As a lane reports it.
+    pub(crate) fn of_device(self, gpu: &Gpu) -> DeviceError {
+        let (device, why) = (gpu.name(), self.why());
+        match self.class() {
+            Class::Lost => DeviceError::Lost { device },
+            Class::OutOfMemory => DeviceError::OutOfMemory { device, why },
+            Class::Other => DeviceError::Failed { device, why },
+        }
+    }
+
+    /// As an executable reports it.
+    pub(crate) fn of_run(self, gpu: &Gpu) -> RunError {
+        let (device, why) = (gpu.name(), self.why());
+        match self.class() {
+            Class::Lost => RunError::Lost { device },
+            Class::OutOfMemory => RunError::OutOfMemory { device, why },
+            Class::Other => RunError::Failed { device, why },
+        }
+    }
+
     /// Whether the device is gone.
     pub(crate) fn is_loss(self) -> bool {
-        self.result == vk::Result::ERROR_DEVICE_LOST
+        self.class() == Class::Lost
+    }
+
+    fn class(self) -> Class {
+        match self.result {
+            vk::Result::ERROR_DEVICE_LOST => Class::Lost,
+            vk::Result::ERROR_OUT_OF_DEVICE_MEMORY
+            | vk::Result::ERROR_OUT_OF_HOST_MEMORY
+            | vk::Result::ERROR_OUT_OF_POOL_MEMORY
+            | vk::Result::ERROR_TOO_MANY_OBJECTS
+            | vk::Result::ERROR_FRAGMENTED_POOL => Class::OutOfMemory,
+            _ => Class::Other,
+        }
     }
 
     /// What failed, and how.
-    pub(crate) fn why(self) -> String {
+    fn why(self) -> String {
         format!("{}: {}", self.call, self.result)
     }
+}
+
+/// What a caller can make of a failed call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Lost,
+    OutOfMemory,
+    Other,
 }
 
 /// Names the call that failed before a device was open.
 pub(crate) fn called(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
     move |result| VulkanError::Call { call, why: result.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_driver_says_of_its_memory_is_believed_within_reason() {
+        let mut memory = vk::PhysicalDeviceMemoryProperties { memory_heap_count: 2, ..Default::default() };
+        memory.memory_heaps[1].size = 1000;
+        let free = |heap, said, used| {
+            let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+            (budget.heap_budget[1], budget.heap_usage[1]) = (said, used);
+            free_of(&memory, &budget, heap).map(ByteSize::get)
+        };
+        assert_eq!(free(1, 800, 300), Some(500));
+        assert_eq!(free(1, 800, 900), Some(0), "others took it since");
+        assert_eq!(free(1, u64::MAX, 300), Some(700), "more than there is");
+        assert_eq!(free(1, 0, 0), None, "nothing was said");
+        assert_eq!(free(2, 800, 300), None, "no such heap");
+    }
 }

@@ -4,26 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
-use tenure_device::{DeviceError, Exec, RunError, StepInputs, StepRows, Stop, check_all, check_read};
+use tenure_device::{DeviceError, Exec, LastStep, RunError, StepInputs, Stop, check_all};
 use tenure_graph::{OutputId, Plan};
 
 use crate::exchange::{BOUNDS_BYTES, COUNT_BYTES, Exchange, SLOTS, Writer};
 use crate::hazard::{Hazards, Region};
+use crate::kinds::{Many, Placed};
 use crate::layout::WORD;
-use crate::lower::{Dispatch, FEW, Many, pieces};
+use crate::lower::{Dispatch, pieces};
 use crate::raw::buffer::Buffer;
 use crate::raw::command::{Commands, Recorded};
 use crate::raw::descriptor::{Bound, Sets};
 use crate::raw::device::{Gpu, GpuError};
 use crate::raw::pipeline::Pipelines;
 use crate::raw::ticks::{Tick, Ticks};
-use crate::raw::upload::failed;
+use crate::tops::Tops;
 
-/// A plan bound to memory: command buffers for few and for many rows, twice, each pair with inputs of its own.
+/// A plan bound to memory: command buffers for each kind of step, twice, each time with inputs of its own.
 pub(crate) struct VulkanExec {
     parts: Parts,
     /// By slot, then by [`Many::place`]: pieces that are submitted one after the other.
-    recordings: [[Vec<vk::CommandBuffer>; 4]; SLOTS],
+    recordings: [[Vec<vk::CommandBuffer>; Many::ALL.len()]; SLOTS],
     ticks: Ticks,
     // Destroyed when nothing runs any more; see `drop`.
     _commands: Commands,
@@ -31,8 +32,8 @@ pub(crate) struct VulkanExec {
     writer: Writer,
     written: Vec<u64>,
     slot: usize,
-    /// Rows of the last step, if it ended well.
-    last: StepRows,
+    /// What may be read.
+    last: LastStep,
 }
 
 /// What an executable is made of.
@@ -52,8 +53,6 @@ pub(crate) struct Parts {
 const AHEAD: usize = 2;
 /// Between looks at the stops.
 const SLICE: Duration = Duration::from_millis(5);
-/// How long a step that was stopped is waited for before its memory may be freed.
-const LINGER: Duration = Duration::from_secs(30);
 
 impl VulkanExec {
     /// Records the dispatches.
@@ -61,7 +60,7 @@ impl VulkanExec {
     /// # Safety
     /// While the executable lives nobody else writes what it reads, or touches what it writes.
     pub(crate) unsafe fn new(parts: Parts) -> Result<Self, DeviceError> {
-        let fail = |error| failed(&parts.gpu, error);
+        let fail = |error: GpuError| error.of_device(&parts.gpu);
         let mut commands = Commands::new(&parts.gpu).map_err(fail)?;
         let bindings: usize = parts.dispatches.iter().map(|dispatch| dispatch.operands.len()).sum();
         let sets = parts.dispatches.len() + 2 * SLOTS;
@@ -71,14 +70,14 @@ impl VulkanExec {
             operands.push(parts.operands(&sets, dispatch).map_err(fail)?);
         }
         let shape = parts.plan.shape();
-        let mut recordings: [[Vec<vk::CommandBuffer>; 4]; SLOTS] = Default::default();
+        let mut recordings: [[Vec<vk::CommandBuffer>; Many::ALL.len()]; SLOTS] = Default::default();
         for (slot, recordings) in recordings.iter_mut().enumerate() {
             let step = parts.step_sets(&sets, slot).map_err(fail)?;
             for (many, recording) in Many::ALL.into_iter().zip(recordings) {
-                if (many.step && shape.rows <= FEW) || (many.outs && shape.outs <= FEW) {
+                if !many.may_be(&parts.dispatches, shape) {
                     continue;
                 }
-                for piece in pieces(&parts.dispatches, shape, many) {
+                for piece in pieces(&parts.dispatches, shape, many, parts.gpu.limits.work) {
                     let buffer = parts.record(&mut commands, slot, many, piece, step, &operands).map_err(fail)?;
                     recording.push(buffer);
                 }
@@ -87,22 +86,13 @@ impl VulkanExec {
         let ticks = Ticks::new(&parts.gpu).map_err(fail)?;
         let written = Vec::with_capacity(shape.rows);
         let writer = Writer::default();
-        Ok(VulkanExec {
-            parts,
-            recordings,
-            ticks,
-            _commands: commands,
-            _sets: sets,
-            writer,
-            written,
-            slot: 0,
-            last: StepRows::default(),
-        })
+        let last = LastStep::new(&parts.plan);
+        Ok(VulkanExec { parts, recordings, ticks, _commands: commands, _sets: sets, writer, written, slot: 0, last })
     }
 
     /// Waits for a submission, until a stop is due.
     fn wait(&mut self, tick: Tick, stops: &[Stop]) -> Result<(), RunError> {
-        while !self.ticks.wait(tick, SLICE).map_err(|error| self.parts.failed(error))? {
+        while !self.ticks.wait(tick, SLICE).map_err(|error| error.of_run(&self.parts.gpu))? {
             check_all(stops)?;
         }
         Ok(())
@@ -111,18 +101,17 @@ impl VulkanExec {
 
 impl Exec for VulkanExec {
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError> {
-        self.last = StepRows::default();
+        self.last.begin();
         step.check(&self.parts.plan, self.parts.kv_blocks, &mut self.written)?;
-        if self.parts.gpu.is_lost() {
-            return Err(RunError::Lost { device: self.parts.gpu.name() });
-        }
+        self.parts.alive()?;
         // A step that was stopped may still be under way.
         self.wait(self.ticks.last(), stops)?;
         check_all(stops)?;
 
         self.slot = (self.slot + 1) % SLOTS;
         let Parts { exchange, dispatches, exchange_buffer, .. } = &self.parts;
-        let many = Many::kind(step.tokens.len(), step.outputs.len());
+        let placed = Placed { tables: step.tables, positions: step.positions };
+        let many = Many::kind(dispatches, placed, step.outputs.len());
         // SAFETY: every submission has ended, so nothing reads the slot.
         let slot = unsafe { exchange_buffer.words(exchange.bounds(self.slot), exchange.slot_bytes() / WORD) };
         let Some(slot) = slot else { return Err(self.parts.unmapped()) };
@@ -138,21 +127,23 @@ impl Exec for VulkanExec {
         for at in 0..self.recordings[self.slot][many.place()].len() {
             if let Some(tick) = under_way[at % AHEAD].take() {
                 self.wait(tick, stops)?;
+                check_all(stops)?;
             }
             let commands = self.recordings[self.slot][many.place()][at];
             // SAFETY: recorded completely, and not under way: all submissions had ended, and each piece is submitted
             // once in a step. What it uses is held by `self`, which waits before it lets go.
             let tick = unsafe { self.ticks.submit(commands) };
-            under_way[at % AHEAD] = Some(tick.map_err(|error| self.parts.failed(error))?);
+            under_way[at % AHEAD] = Some(tick.map_err(|error| error.of_run(&self.parts.gpu))?);
         }
         self.wait(self.ticks.last(), stops)?;
-        self.last = step.rows();
+        self.last.end(step);
         Ok(())
     }
 
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
+        self.parts.alive()?;
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
-        let place = check_read(plan, output, row, self.last, into.len())?;
+        let place = self.last.check_read(plan, output, row, into.len())?;
         let cols = into.len() as u64;
         let at = exchange.outputs[place] + row as u64 * cols * WORD;
         // SAFETY: the last step has ended (there are no rows otherwise), so nothing writes its outputs.
@@ -163,15 +154,26 @@ impl Exec for VulkanExec {
         }
         Ok(())
     }
+
+    fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
+        let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
+        self.last.check_read_top(plan, row, into.len())?;
+        let row_words = Tops::of(plan).map_or(0, Tops::row_words);
+        let at = exchange.tops + row as u64 * row_words * WORD;
+        // SAFETY: as for `read`.
+        let Some(words) = (unsafe { exchange_buffer.words(at, row_words) }) else { return Err(self.parts.unmapped()) };
+        for (into, &[id, logit]) in into.iter_mut().zip(words.as_chunks().0) {
+            *into = (id, f32::from_bits(logit));
+        }
+        Ok(())
+    }
 }
 
 impl Drop for VulkanExec {
     fn drop(&mut self) {
-        let ended = self.ticks.wait(self.ticks.last(), LINGER);
-        // Work on a lost device has ended. What neither ends nor is lost must keep its memory for ever.
-        if !matches!(ended, Ok(true)) && !self.parts.gpu.is_lost() {
-            self.parts.gpu.abandon();
-        }
+        // A step that was stopped may still run. Whatever comes of it, what it uses may go afterwards, or is leaked with
+        // the device.
+        let _: Result<(), GpuError> = self.ticks.settle();
     }
 }
 
@@ -218,7 +220,7 @@ impl Parts {
         let mut recorded = Vec::with_capacity(piece.len());
         let mut hazards = Hazards::default();
         let align = self.gpu.limits.align;
-        for at in piece {
+        for at in piece.filter(|&at| self.dispatches[at].is_in(many)) {
             let dispatch = &self.dispatches[at];
             let kernel = dispatch.kernel_for(many);
             let one = Recorded {
@@ -249,9 +251,9 @@ impl Parts {
         Ok(buffer)
     }
 
-    fn failed(&self, error: GpuError) -> RunError {
-        let device = self.gpu.name();
-        if error.is_loss() { RunError::Lost { device } } else { RunError::Failed { device, why: error.why() } }
+    /// Whether the device is there at all.
+    fn alive(&self) -> Result<(), RunError> {
+        if self.gpu.is_lost() { Err(RunError::Lost { device: self.gpu.name() }) } else { Ok(()) }
     }
 
     fn unmapped(&self) -> RunError {
@@ -273,21 +275,15 @@ pub(crate) unsafe fn download(
     let mut ticks = Ticks::new(gpu)?;
     let buffer = commands.buffer()?;
     // SAFETY: a new command buffer; the caller vouches for the ranges; all of it outlives the wait, or is leaked.
-    let ended = unsafe {
+    unsafe {
         commands.record(buffer, |recording| {
             recording.barrier();
             recording.copy(from, room, bytes);
             recording.host_barrier();
         })?;
-        let tick = ticks.submit(buffer)?;
-        ticks.wait(tick, LINGER)
-    };
-    if !matches!(ended, Ok(true)) {
-        if !gpu.is_lost() {
-            gpu.abandon();
-        }
-        return Err(ended.err().unwrap_or(GpuError { call: "vkWaitSemaphores", result: vk::Result::TIMEOUT }));
+        ticks.submit(buffer)?;
     }
+    ticks.settle()?;
     // SAFETY: the copy has ended; the caller vouches for the room.
     Ok(unsafe { room.0.words(room.1, bytes / WORD) }.map_or_else(Vec::new, |words| words.to_vec()))
 }
@@ -306,20 +302,13 @@ pub(crate) unsafe fn fill(gpu: &Arc<Gpu>, buffer: &Buffer, word: u32) -> Result<
     let mut ticks = Ticks::new(gpu)?;
     let recorded = commands.buffer()?;
     // SAFETY: a new command buffer; what it names outlives the wait, or is leaked.
-    let ended = unsafe {
+    unsafe {
         commands.record(recorded, |recording| {
             recording.barrier();
             recording.fill(buffer, word);
             recording.barrier();
         })?;
-        let tick = ticks.submit(recorded)?;
-        ticks.wait(tick, LINGER)
-    };
-    if matches!(ended, Ok(true)) {
-        return Ok(());
+        ticks.submit(recorded)?;
     }
-    if !gpu.is_lost() {
-        gpu.abandon();
-    }
-    Err(ended.err().unwrap_or(GpuError { call: "vkWaitSemaphores", result: vk::Result::TIMEOUT }))
+    ticks.settle()
 }

@@ -8,7 +8,7 @@ use tenure_tensor::ByteSize;
 
 use crate::devices::{DeviceInfo, DeviceKind, Features};
 use crate::error::VulkanError;
-use crate::raw::device::called;
+use crate::raw::device::{called, free_of};
 use crate::raw::validation::{LAYER, Messenger, ValidationLog};
 
 /// A Vulkan instance. Devices hold a share of it.
@@ -149,13 +149,7 @@ impl Instance {
             self.raw.get_physical_device_features2(raw, &mut features);
 
             let budgeted = lists(ash::ext::memory_budget::NAME);
-            let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
-            let mut memory = vk::PhysicalDeviceMemoryProperties2::default();
-            if budgeted {
-                memory = memory.push_next(&mut budget);
-            }
-            self.raw.get_physical_device_memory_properties2(raw, &mut memory);
-            let memory = memory.memory_properties;
+            let (memory, budget) = self.memory(raw, budgeted);
 
             let kind = match plain.device_type {
                 vk::PhysicalDeviceType::DISCRETE_GPU => DeviceKind::Discrete,
@@ -166,7 +160,7 @@ impl Instance {
             };
             let heap = local_heap(&memory);
             let total = memory.memory_heaps[heap].size;
-            let free = budgeted.then(|| budget.heap_budget[heap].saturating_sub(budget.heap_usage[heap]));
+            let free = if budgeted { free_of(&memory, &budget, heap) } else { None };
             let text = |text: Result<&CStr, _>| {
                 text.map_or_else(
                     |_: std::ffi::FromBytesUntilNulError| String::new(),
@@ -186,7 +180,7 @@ impl Instance {
                 api: api.map(|part| part.to_string()).join("."),
                 kind,
                 memory: ByteSize::new(total),
-                free: free.map(ByteSize::new),
+                free,
                 features: Features {
                     timeline_semaphores: timeline.timeline_semaphore == vk::TRUE,
                     memory_budget: budgeted,
@@ -204,6 +198,26 @@ impl Instance {
             let largest_allocation = size.max_memory_allocation_size;
             Ok(Some(Adapter { raw, info, family: family as u32, limits, memory, largest_allocation }))
         }
+    }
+}
+
+impl Instance {
+    /// A device's memory, and what of it this process may use, where the device lists that extension.
+    pub(crate) fn memory(
+        &self,
+        device: vk::PhysicalDevice,
+        budgeted: bool,
+    ) -> (vk::PhysicalDeviceMemoryProperties, vk::PhysicalDeviceMemoryBudgetPropertiesEXT<'static>) {
+        let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut memory = vk::PhysicalDeviceMemoryProperties2::default();
+        if budgeted {
+            memory = memory.push_next(&mut budget);
+        }
+        // SAFETY: the device is of this instance; the structure is chained only where its extension is listed.
+        unsafe { self.raw.get_physical_device_memory_properties2(device, &mut memory) };
+        let memory = memory.memory_properties;
+        budget.p_next = std::ptr::null_mut();
+        (memory, budget)
     }
 }
 

@@ -80,8 +80,8 @@ impl Pipelines {
             .size((PUSH_WORDS * size_of::<u32>()) as u32)];
         let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets).push_constant_ranges(&push);
         // SAFETY: the device and the set layouts are alive.
-        let layout = unsafe { self.gpu.raw.create_pipeline_layout(&info, None) };
-        let layout = layout.map_err(self.gpu.failed("vkCreatePipelineLayout"))?;
+        let create = || unsafe { self.gpu.raw.create_pipeline_layout(&info, None) };
+        let layout = self.gpu.call("vkCreatePipelineLayout", create)?;
         layouts.insert(key, layout);
         Ok(layout)
     }
@@ -89,7 +89,7 @@ impl Pipelines {
     fn make(&self, kernel: Kernel, constants: [u32; 2], layout: vk::PipelineLayout) -> Result<vk::Pipeline, GpuError> {
         let device = &self.gpu.raw;
         let unreadable = |_| GpuError { call: "vkCreateShaderModule", result: vk::Result::ERROR_INVALID_SHADER_NV };
-        let code = ash::util::read_spv(&mut Cursor::new(kernel.code())).map_err(unreadable)?;
+        let code = ash::util::read_spv(&mut Cursor::new(kernel.code(self.gpu.kernels))).map_err(unreadable)?;
         let entries = [0u32, 1].map(|id| vk::SpecializationMapEntry { constant_id: id, offset: id * 4, size: 4 });
         let bytes: Vec<u8> = constants.iter().flat_map(|constant| constant.to_ne_bytes()).collect();
         let constants = vk::SpecializationInfo::default().map_entries(&entries).data(&bytes);
@@ -97,17 +97,19 @@ impl Pipelines {
         // infos point to lives during the calls; the module is destroyed where it was made.
         unsafe {
             let info = vk::ShaderModuleCreateInfo::default().code(&code);
-            let module = device.create_shader_module(&info, None).map_err(self.gpu.failed("vkCreateShaderModule"))?;
+            let module = self.gpu.call("vkCreateShaderModule", || device.create_shader_module(&info, None))?;
             let stage = vk::PipelineShaderStageCreateInfo::default()
                 .stage(vk::ShaderStageFlags::COMPUTE)
                 .module(module)
                 .name(c"main")
                 .specialization_info(&constants);
             let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout)];
-            let made = device.create_compute_pipelines(vk::PipelineCache::null(), &info, None);
+            let made = self.gpu.call("vkCreateComputePipelines", || {
+                let made = device.create_compute_pipelines(vk::PipelineCache::null(), &info, None);
+                made.map_err(|(_, error)| error)
+            });
             device.destroy_shader_module(module, None);
-            let made = made.map_err(|(_, error)| self.gpu.failed("vkCreateComputePipelines")(error))?;
-            Ok(made.first().copied().unwrap_or_default())
+            Ok(made?.first().copied().unwrap_or_default())
         }
     }
 }
@@ -125,8 +127,7 @@ fn set_layout(gpu: &Gpu, kinds: &[vk::DescriptorType]) -> Result<vk::DescriptorS
         .collect();
     let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&bindings);
     // SAFETY: the device is alive, and what `info` points to lives during the call.
-    let made = unsafe { gpu.raw.create_descriptor_set_layout(&info, None) };
-    made.map_err(gpu.failed("vkCreateDescriptorSetLayout"))
+    gpu.call("vkCreateDescriptorSetLayout", || unsafe { gpu.raw.create_descriptor_set_layout(&info, None) })
 }
 
 impl Drop for Pipelines {

@@ -1,7 +1,7 @@
 //! Submissions in order, and waiting for them.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ash::vk;
 
@@ -27,6 +27,10 @@ enum Means {
     Fences([vk::Fence; FENCES]),
 }
 
+/// Between looks at the clock.
+const SLICE: Duration = Duration::from_millis(10);
+/// Between waits that fail at once.
+const NAP: Duration = Duration::from_millis(1);
 /// Most submissions under way at once.
 pub(crate) const FENCES: usize = 4;
 
@@ -37,8 +41,7 @@ impl Ticks {
                 let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
                 let info = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
                 // SAFETY: the device is alive and the feature on.
-                let semaphore = unsafe { gpu.raw.create_semaphore(&info, None) };
-                Means::Timeline(semaphore.map_err(gpu.failed("vkCreateSemaphore"))?)
+                Means::Timeline(gpu.call("vkCreateSemaphore", || unsafe { gpu.raw.create_semaphore(&info, None) })?)
             }
             None => Means::Fences([vk::Fence::null(); FENCES]),
         };
@@ -46,8 +49,8 @@ impl Ticks {
         if let Means::Fences(fences) = &mut ticks.means {
             for fence in fences {
                 // SAFETY: the device is alive.
-                let made = unsafe { gpu.raw.create_fence(&vk::FenceCreateInfo::default(), None) };
-                *fence = made.map_err(gpu.failed("vkCreateFence"))?;
+                let made = || unsafe { gpu.raw.create_fence(&vk::FenceCreateInfo::default(), None) };
+                *fence = gpu.call("vkCreateFence", made)?;
             }
         }
         Ok(ticks)
@@ -62,7 +65,7 @@ impl Ticks {
         let buffers = [commands];
         let info = vk::SubmitInfo::default().command_buffers(&buffers);
         let device = &self.gpu.raw;
-        let result = match &self.means {
+        let submit = || match &self.means {
             Means::Timeline(semaphore) => {
                 let (semaphores, values) = ([*semaphore], [next]);
                 let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
@@ -80,7 +83,7 @@ impl Ticks {
                 }
             }
         };
-        result.map_err(self.gpu.failed("vkQueueSubmit"))?;
+        self.gpu.call("vkQueueSubmit", submit)?;
         self.last = next;
         Ok(Tick(next))
     }
@@ -95,8 +98,55 @@ impl Ticks {
         if tick.0 <= self.ended {
             return Ok(true);
         }
+        let call = match &self.means {
+            Means::Timeline(_) => "vkWaitSemaphores",
+            Means::Fences(_) => "vkWaitForFences",
+        };
+        let result = self.gpu.call(call, || self.wait_for(tick, patience));
+        match result {
+            Ok(()) => {
+                self.ended = self.ended.max(tick.0);
+                Ok(true)
+            }
+            Err(GpuError { result: vk::Result::TIMEOUT, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until nothing is under way. Work that does not end is given up together with the device, so that what it
+    /// may touch is never freed.
+    ///
+    /// # Errors
+    /// When the device is gone, with or without what ran on it.
+    pub(crate) fn settle(&mut self) -> Result<(), GpuError> {
+        let last = Tick(self.last);
+        let given_up = Instant::now() + self.gpu.linger;
+        loop {
+            match self.wait(last, SLICE) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if error.is_loss() => match self.gpu.is_stuck() {
+                    true => return Err(error),
+                    // Once a wait has returned that the device is gone, it uses nothing any more.
+                    false => match self.wait_for(last, SLICE) {
+                        Ok(()) | Err(vk::Result::ERROR_DEVICE_LOST) => return Err(error),
+                        Err(_) => {}
+                    },
+                },
+                // The device runs on although the wait failed.
+                Err(_) => std::thread::sleep(NAP),
+            }
+            if Instant::now() >= given_up {
+                self.gpu.abandon();
+                return Err(GpuError { call: "a wait for work to end", result: vk::Result::ERROR_DEVICE_LOST });
+            }
+        }
+    }
+
+    /// Has the driver wait.
+    fn wait_for(&self, tick: Tick, patience: Duration) -> Result<(), vk::Result> {
         let nanos = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        let result = match (&self.means, &self.gpu.timeline) {
+        match (&self.means, &self.gpu.timeline) {
             (Means::Timeline(semaphore), Some(calls)) => {
                 let (semaphores, values) = ([*semaphore], [tick.0]);
                 let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
@@ -109,14 +159,6 @@ impl Ticks {
                 // SAFETY: the fence is ours and alive. If it belongs to a later submission by now, `tick` has ended.
                 unsafe { self.gpu.raw.wait_for_fences(&[fence], true, nanos) }
             }
-        };
-        match result {
-            Ok(()) => {
-                self.ended = self.ended.max(tick.0);
-                Ok(true)
-            }
-            Err(vk::Result::TIMEOUT) => Ok(false),
-            Err(error) => Err(self.gpu.failed("vkWait")(error)),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ash::vk;
-use tenure_device::{DeviceError, LoadError, Stop};
+use tenure_device::{Deadline, LoadError, Stop};
 
 use crate::raw::buffer::{Buffer, Home};
 use crate::raw::command::Commands;
@@ -45,8 +45,8 @@ const COPY_ALIGN: u64 = 16;
 const STAGING: u64 = 8 << 20;
 /// Between looks at a stop.
 const SLICE: Duration = Duration::from_millis(10);
-/// A copy of half the staging takes less, unless the device is gone.
-const LINGER: Duration = Duration::from_secs(30);
+/// How long a load that was stopped waits for its last copies. They take less where nothing is wrong with the device.
+const GRACE: Duration = Duration::from_secs(1);
 
 impl Staging {
     pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self, GpuError> {
@@ -72,6 +72,12 @@ impl Staging {
     /// Bytes of its memory.
     pub(crate) fn bytes(&self) -> u64 {
         self.buffer.bytes
+    }
+
+    /// Waits until nothing of an earlier load is under way.
+    pub(crate) fn begin(&mut self, stop: &Stop) -> Result<(), LoadError> {
+        self.reclaim(0, stop)?;
+        self.reclaim(1, stop)
     }
 
     /// Has bytes copied into a buffer. They are there once [`finish`](Self::finish) has returned.
@@ -111,18 +117,32 @@ impl Staging {
     /// Waits until everything put is where it belongs.
     pub(crate) fn finish(&mut self, stop: &Stop) -> Result<(), LoadError> {
         self.flush()?;
-        self.reclaim(0, stop)?;
-        self.reclaim(1, stop)
+        self.begin(stop)
     }
 
-    /// Gives up what is under way, so that the memory copied to may be freed.
+    /// Gives up what is not under way, and waits a little for what is. What has not ended by then keeps the memory that
+    /// it is copied to, until the next load, which waits for it.
     pub(crate) fn abort(&mut self) {
-        if !matches!(self.ticks.wait(self.ticks.last(), LINGER), Ok(true)) && !self.gpu.is_lost() {
-            self.gpu.abandon();
-        }
-        for half in &mut self.halves {
-            (half.used, half.tick) = (0, None);
+        // What was put and not submitted is dropped.
+        for half in self.halves.iter_mut().filter(|half| half.tick.is_none()) {
+            half.used = 0;
             half.copies.clear();
+        }
+        let grace = Stop::by(Deadline::after(GRACE));
+        for half in 0..self.halves.len() {
+            match self.reclaim(half, &grace) {
+                Ok(()) | Err(LoadError::Stopped(_)) => {}
+                // What no wait saw end is not known to have ended.
+                Err(_) => break,
+            }
+        }
+        if self.gpu.is_lost() {
+            // Nothing runs any more, or the device was given up and what was made on it is leaked.
+            let _: Result<(), GpuError> = self.ticks.settle();
+            for half in &mut self.halves {
+                (half.used, half.tick) = (0, None);
+                half.copies.clear();
+            }
         }
     }
 
@@ -144,14 +164,14 @@ impl Staging {
             });
             recorded.and_then(|()| self.ticks.submit(half.commands))
         };
-        half.tick = Some(submitted.map_err(|error| failed(&self.gpu, error))?);
+        half.tick = Some(submitted.map_err(|error| error.of_device(&self.gpu))?);
         Ok(())
     }
 
     /// Waits until a half may be filled again.
     fn reclaim(&mut self, half: usize, stop: &Stop) -> Result<(), LoadError> {
         while let Some(tick) = self.halves[half].tick {
-            if self.ticks.wait(tick, SLICE).map_err(|error| failed(&self.gpu, error))? {
+            if self.ticks.wait(tick, SLICE).map_err(|error| error.of_device(&self.gpu))? {
                 self.halves[half].tick = None;
             } else {
                 stop.check()?;
@@ -165,11 +185,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.abort();
+        // What the copies use may go afterwards, or is leaked with the device.
+        let _: Result<(), GpuError> = self.ticks.settle();
     }
-}
-
-/// An error of the device, as a lane reports it.
-pub(crate) fn failed(gpu: &Gpu, error: GpuError) -> DeviceError {
-    DeviceError::Failed { device: gpu.name(), why: error.why() }
 }

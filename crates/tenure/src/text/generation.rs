@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tenure_device::{Cancel, Deadline, Stop};
+use tenure_device::{Cancel, Deadline, MOST_TOP, Stop, Wanted};
 use tenure_sampling::{
-    DEFAULT_DRY_BREAKERS, Sampler, StopMatcher, TokenLogprob, breaker_sequences, logprob, top_logprobs,
+    DEFAULT_DRY_BREAKERS, Need, Sampler, StopMatcher, TokenLogprob, breaker_sequences, logprob, top_logprobs,
 };
 use tenure_tokenizer::EncodeOptions;
 
@@ -24,6 +24,8 @@ pub struct Generation<'s> {
     logprobs: Option<usize>,
     alternatives: Vec<TokenLogprob>,
     row: Vec<f32>,
+    /// What of the logits of each token.
+    wanted: Wanted,
     prompt_top_logits: usize,
     prompt_logits: Vec<(u32, f32)>,
     limit: usize,
@@ -85,6 +87,10 @@ impl<'s> Generation<'s> {
         for &token in &prompt {
             sampler.accept(token)?;
         }
+        let wanted = match sampler.need() {
+            Need::Top(k) if k <= MOST_TOP && options.logprobs.is_none() => Wanted::Top(k),
+            Need::Top(_) | Need::Row => Wanted::Row,
+        };
         let alternatives = options.logprobs.map_or(0, |k| k.min(vocab) + 1);
         Ok(Generation {
             matcher: StopMatcher::new(&options.stop)?,
@@ -94,7 +100,8 @@ impl<'s> Generation<'s> {
             ignore_eos: options.ignore_eos,
             logprobs: options.logprobs.map(|k| k.min(vocab)),
             alternatives: Vec::with_capacity(alternatives),
-            row: Vec::with_capacity(options.logprobs.map_or(0, |_| vocab)),
+            row: Vec::with_capacity(if wanted == Wanted::Row { vocab } else { 0 }),
+            wanted,
             prompt_top_logits: options.prompt_top_logits.min(vocab),
             prompt_logits: Vec::new(),
             limit: options.max_tokens.unwrap_or(usize::MAX),
@@ -131,7 +138,7 @@ impl<'s> Generation<'s> {
             }
             Some(token) => {
                 stop.check()?;
-                self.session.advance(&[token], 1, &stop)?;
+                self.session.advance(&[token], 1, self.wanted, &stop)?;
             }
         }
         self.computed = true;
@@ -191,10 +198,11 @@ impl<'s> Generation<'s> {
 
     fn compute_prompt(&mut self, stop: &Stop) -> Result<(), Error> {
         let begun = Instant::now();
-        self.reused = self.session.prefill(&self.prompt, stop)?;
+        let wanted = if self.prompt_top_logits > 0 { Wanted::Row } else { self.wanted };
+        self.reused = self.session.prefill(&self.prompt, wanted, stop)?;
         self.prefill_time = begun.elapsed();
         if self.prompt_top_logits > 0 {
-            let logits = self.session.logits();
+            let logits = self.session.last_logits();
             let mut order: Vec<u32> = (0..logits.len() as u32).collect();
             order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
             order.truncate(self.prompt_top_logits);
@@ -205,11 +213,15 @@ impl<'s> Generation<'s> {
 
     fn choose(&mut self) -> Result<Option<Piece<'_>>, Error> {
         self.alternatives.clear();
-        let logits = self.session.logits();
-        // Sampling overwrites its row; the session's stays as the model gave it.
-        self.row.clear();
-        self.row.extend_from_slice(logits);
-        let sampled = self.sampler.sample(&mut self.row)?;
+        let (logits, top) = (self.session.last_logits(), self.session.last_top());
+        let sampled = if top.is_empty() {
+            // Sampling overwrites its row; the session's stays as the model gave it.
+            self.row.clear();
+            self.row.extend_from_slice(logits);
+            self.sampler.sample(&mut self.row)?
+        } else {
+            self.sampler.sample_top(top)?
+        };
         // Logits that are no numbers have no probabilities; the caller asked for a token all the same.
         if let Some(k) = self.logprobs.filter(|_| !sampled.finite_fallback) {
             top_logprobs(logits, k, &mut self.alternatives)?;

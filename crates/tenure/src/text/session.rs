@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use tenure_device::Stop;
+use tenure_device::{Stop, Wanted};
 use tenure_models::TextConfig;
 use tenure_tensor::ByteSize;
 use tenure_tokenizer::{EncodeOptions, Tokenizer};
@@ -166,7 +166,7 @@ impl TextSession {
     /// When the tokens do not fit, or the step fails or is stopped.
     pub fn evaluate(&mut self, tokens: &[u32], stop: &Stop) -> Result<&[f32], Error> {
         self.check(tokens)?;
-        self.prefill(tokens, stop)?;
+        self.prefill(tokens, Wanted::Row, stop)?;
         Ok(&self.buffers.logits)
     }
 
@@ -188,10 +188,10 @@ impl TextSession {
         self.begun = true;
         stepper.truncate(self.slot, 0);
         let first = tokens.len().saturating_sub(rows);
-        self.advance(&tokens[..first], 0, stop)?;
+        self.advance(&tokens[..first], 0, Wanted::Row, stop)?;
         let mut done = first;
         for chunk in tokens[first..].chunks(stepper.capacity().min(stepper.outs())) {
-            self.advance(chunk, chunk.len(), stop)?;
+            self.advance(chunk, chunk.len(), Wanted::Row, stop)?;
             for (row, logits) in self.buffers.logits.chunks_exact(vocab).enumerate() {
                 each(done + row, logits);
             }
@@ -228,7 +228,7 @@ impl TextSession {
             held.push((session.slot, session.cached()));
             session.buffers.tokens.clear();
             session.buffers.tokens.push(token);
-            lent.push(Lent { slot: session.slot, buffers: &mut session.buffers, outs: 1 });
+            lent.push(Lent { slot: session.slot, buffers: &mut session.buffers, outs: 1, wanted: Wanted::Row });
         }
         let result = model.0.stepper.run(&mut lent, stop);
         if result.is_err() {
@@ -245,7 +245,7 @@ impl TextSession {
     pub fn append(&mut self, tokens: &[u32], stop: &Stop) -> Result<&[f32], Error> {
         self.check_more(tokens)?;
         let held = self.cached();
-        if let Err(error) = self.advance(tokens, 1, stop) {
+        if let Err(error) = self.advance(tokens, 1, Wanted::Row, stop) {
             self.truncate(held);
             return Err(error);
         }
@@ -260,26 +260,29 @@ impl TextSession {
         self.cached()
     }
 
-    /// The logits the last step left.
+    /// The logits the last step left. None after a step of a [`Generation`] that chooses among the largest alone (greedy,
+    /// or with top-k as the first stage that does anything, and without log-probabilities): the others stay on the
+    /// device.
     pub fn last_logits(&self) -> &[f32] {
         &self.buffers.logits
     }
 
-    /// Logits of the last step.
-    pub(crate) fn logits(&mut self) -> &mut [f32] {
-        &mut self.buffers.logits
+    /// The largest logits of the last step, where only these were wanted.
+    pub(crate) fn last_top(&self) -> &[(u32, f32)] {
+        &self.buffers.top
     }
 
-    /// Computes what of `tokens` is not cached; leaves the last row's logits.
-    pub(crate) fn prefill(&mut self, tokens: &[u32], stop: &Stop) -> Result<usize, Error> {
+    /// Computes what of `tokens` is not cached; leaves what is wanted of the last row's logits.
+    pub(crate) fn prefill(&mut self, tokens: &[u32], wanted: Wanted, stop: &Stop) -> Result<usize, Error> {
         let reused = self.model.0.stepper.reuse(self.slot, tokens);
         self.begun = true;
-        self.advance(&tokens[reused..], 1, stop)?;
+        self.advance(&tokens[reused..], 1, wanted, stop)?;
         Ok(reused)
     }
 
-    /// Appends tokens to the sequence, step by step; leaves the logits of the last `outs` rows of the last step.
-    pub(crate) fn advance(&mut self, tokens: &[u32], outs: usize, stop: &Stop) -> Result<(), Error> {
+    /// Appends tokens to the sequence, step by step; leaves what is wanted of the logits of the last `outs` rows of the
+    /// last step.
+    pub(crate) fn advance(&mut self, tokens: &[u32], outs: usize, wanted: Wanted, stop: &Stop) -> Result<(), Error> {
         let model = self.model.clone();
         let stepper = &model.0.stepper;
         let mut rest = tokens;
@@ -290,7 +293,7 @@ impl TextSession {
             buffers.tokens.clear();
             buffers.tokens.extend_from_slice(chunk);
             let outs = if rest.is_empty() { outs } else { 0 };
-            stepper.run(&mut [Lent { slot: self.slot, buffers, outs }], stop)?;
+            stepper.run(&mut [Lent { slot: self.slot, buffers, outs, wanted }], stop)?;
         }
         Ok(())
     }

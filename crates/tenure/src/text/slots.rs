@@ -150,8 +150,8 @@ impl Slots {
     }
 }
 
-/// An empty list with room for `len` numbers.
-pub(crate) fn room(len: usize) -> Result<Vec<u32>, DeviceError> {
+/// An empty list with room for `len` elements.
+pub(crate) fn room<T>(len: usize) -> Result<Vec<T>, DeviceError> {
     let mut list = Vec::new();
     host_room(&mut list, len)?;
     Ok(list)

@@ -7,7 +7,9 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tenure_device::{DeviceError, Program, RunError, StepInputs, StepRows, Stop, check_all, host_room};
+use tenure_device::{
+    DeviceError, Program, RunError, StepInputs, StepRows, Stop, Wanted, check_all, host_room, top_len,
+};
 use tenure_graph::{InputId, OutputId, StepShape, Value};
 
 use crate::text::slots::{Slots, room};
@@ -39,6 +41,7 @@ struct Request {
     buffers: Buffers,
     /// Logits of so many of the last rows.
     outs: usize,
+    wanted: Wanted,
     stop: Stop,
     /// What was wrong with its rows alone.
     fault: Option<RunError>,
@@ -55,8 +58,10 @@ struct Finished {
 pub(crate) struct Buffers {
     /// Tokens that follow those already cached.
     pub(crate) tokens: Vec<u32>,
-    /// One row of logits per wanted row.
+    /// One row of logits per wanted row; none where only the largest were wanted.
     pub(crate) logits: Vec<f32>,
+    /// The largest logits of each wanted row; none where whole rows were wanted.
+    pub(crate) top: Vec<(u32, f32)>,
 }
 
 /// Rows of one sequence, lent to a step.
@@ -65,6 +70,8 @@ pub(crate) struct Lent<'b> {
     pub(crate) buffers: &'b mut Buffers,
     /// Logits of so many of the last rows.
     pub(crate) outs: usize,
+    /// What of them.
+    pub(crate) wanted: Wanted,
 }
 
 /// How long a waiting session sleeps before it looks at its own deadline.
@@ -82,6 +89,7 @@ struct StepEngine {
     positions: Vec<u32>,
     tables: Vec<u32>,
     outputs: Vec<u32>,
+    wanted: Vec<Wanted>,
     blocks: Vec<u32>,
     /// Layers whose results are checked, in order.
     checked: Vec<Checked>,
@@ -120,6 +128,7 @@ impl Stepper {
             positions: room(shape.rows)?,
             tables: room(shape.rows)?,
             outputs: room(shape.outs)?,
+            wanted: room(shape.outs)?,
             blocks: room(slots.tables().len())?,
             checked,
             row,
@@ -190,9 +199,9 @@ impl Stepper {
         let mut queue = self.lock();
         let first = queue.next_ticket;
         queue.next_ticket += lent.len() as u64;
-        for (ticket, Lent { slot, buffers, outs }) in (first..).zip(&mut *lent) {
+        for (ticket, &mut Lent { slot, ref mut buffers, outs, wanted }) in (first..).zip(&mut *lent) {
             let buffers = std::mem::take(&mut **buffers);
-            queue.waiting.push(Request { ticket, slot: *slot, buffers, outs: *outs, stop: stop.clone(), fault: None });
+            queue.waiting.push(Request { ticket, slot, buffers, outs, wanted, stop: stop.clone(), fault: None });
         }
         let mut open = lent.len();
         let mut outcome = Ok(());
@@ -267,13 +276,14 @@ impl StepEngine {
         for list in [&mut self.tokens, &mut self.positions, &mut self.tables, &mut self.outputs] {
             list.clear();
         }
+        self.wanted.clear();
         self.batch.clear();
         self.stops.clear();
         let mut at = 0;
         while at < queue.waiting.len() {
-            let Request { slot, ref buffers, outs: wanted, .. } = queue.waiting[at];
+            let Request { slot, ref buffers, outs: own, wanted, .. } = queue.waiting[at];
             let rows = buffers.tokens.len();
-            let fits = self.tokens.len() + rows <= capacity && self.outputs.len() + wanted <= outs;
+            let fits = self.tokens.len() + rows <= capacity && self.outputs.len() + own <= outs;
             if !fits && !self.batch.is_empty() {
                 at += 1;
                 continue;
@@ -284,7 +294,8 @@ impl StepEngine {
             self.positions.extend((first..first + rows).map(|position| position as u32));
             self.tables.extend(std::iter::repeat_n(slot as u32, rows));
             let end = self.tokens.len() as u32;
-            self.outputs.extend(end.saturating_sub(wanted as u32)..end);
+            self.outputs.extend(end.saturating_sub(own as u32)..end);
+            self.wanted.resize(self.outputs.len(), wanted);
             self.stops.push(queue.waiting[at].stop.clone());
             self.batch.push(queue.waiting.remove(at));
         }
@@ -301,6 +312,7 @@ impl StepEngine {
                 tables: &self.tables,
                 blocks: &self.blocks,
                 outputs: &self.outputs,
+                wanted: &self.wanted,
                 given: &[(InputId::Hidden, &self.hidden)],
             };
             program.run(&inputs, &self.stops)?;
@@ -318,15 +330,25 @@ impl StepEngine {
         let (mut row, plan) = (0, program.plan());
         let vocab = plan.output(OutputId::Logits).map_or(0, |val| plan.value(val).cols);
         for request in &mut self.batch {
-            let (logits, len) = (&mut request.buffers.logits, request.outs * vocab);
-            if logits.try_reserve_exact(len.saturating_sub(logits.len())).is_err() {
-                let why = format!("no memory for {len} logits");
-                return Err(RunError::Failed { device: "host".to_owned(), why });
-            }
-            logits.resize(len, 0.0);
-            for logits in logits.chunks_exact_mut(vocab.max(1)) {
-                program.read(OutputId::Logits, row, logits)?;
-                row += 1;
+            let Buffers { logits, top, .. } = &mut request.buffers;
+            match request.wanted {
+                Wanted::Row => {
+                    top.clear();
+                    fill(logits, request.outs * vocab, 0.0)?;
+                    for logits in logits.chunks_exact_mut(vocab.max(1)) {
+                        program.read(OutputId::Logits, row, logits)?;
+                        row += 1;
+                    }
+                }
+                Wanted::Top(k) => {
+                    logits.clear();
+                    let len = top_len(k, vocab);
+                    fill(top, request.outs * len, (0, 0.0))?;
+                    for top in top.chunks_exact_mut(len.max(1)) {
+                        program.read_top(row, top)?;
+                        row += 1;
+                    }
+                }
             }
         }
         Ok(())
@@ -378,4 +400,14 @@ impl StepEngine {
             queue.finished.push(Finished { ticket, buffers, result });
         }
     }
+}
+
+/// Makes room for what is read.
+fn fill<T: Clone>(list: &mut Vec<T>, len: usize, with: T) -> Result<(), RunError> {
+    if list.try_reserve_exact(len.saturating_sub(list.len())).is_err() {
+        let why = format!("no memory for {len} logits");
+        return Err(RunError::Failed { device: "host".to_owned(), why });
+    }
+    list.resize(len, with);
+    Ok(())
 }

@@ -37,15 +37,15 @@ pub struct Out {
 pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, out: Out) {
     let Some(row_bytes) = dtype.row_bytes(cols).filter(|&bytes| bytes > 0) else { return };
     assert!(w.len() == row_bytes * out.features && x.len().is_multiple_of(cols));
-    let float = match dtype {
-        DType::F32 => Float::F32,
-        DType::F16 => Float::F16,
-        DType::BF16 => Float::Bf16,
-        _ => return,
-    };
+    let Some(float) = Float::of(dtype) else { return };
     let (w, rows) = (w.as_ptr(), x.len() / cols);
     let source = Source::Rows { x: x.as_ptr(), stride: cols };
     dispatch(isa, Product { float, w, row_bytes, features: out.features, source, rows, cols, taps: 1, out });
+}
+
+/// Whether [`matmul`] takes weights of a type.
+pub fn has_kernel(dtype: DType) -> bool {
+    Float::of(dtype).is_some()
 }
 
 /// [`matmul`] of f32 by f32 whose rows lie apart: `out.features` rows of `cols` floats, `w_stride` floats from one to the
@@ -94,12 +94,7 @@ pub unsafe fn conv2d(
     let Some(row_bytes) = dtype.row_bytes(size * size * channels).filter(|&bytes| bytes > 0) else { return };
     assert!(size <= MOST_SIZE && rows.end <= result.rows());
     assert!(w.len() == row_bytes * out.features && x.len() == slide.grid.rows() * channels);
-    let float = match dtype {
-        DType::F32 => Float::F32,
-        DType::F16 => Float::F16,
-        DType::BF16 => Float::Bf16,
-        _ => return,
-    };
+    let Some(float) = Float::of(dtype) else { return };
     let source = Source::Slide { x: x.as_ptr(), zeros: zeros.as_ptr(), slide, result, first: rows.start };
     let (rows, features) = (rows.len(), out.features);
     let product =
@@ -130,6 +125,17 @@ enum Float {
     F32,
     F16,
     Bf16,
+}
+
+impl Float {
+    fn of(dtype: DType) -> Option<Float> {
+        match dtype {
+            DType::F32 => Some(Float::F32),
+            DType::F16 => Some(Float::F16),
+            DType::BF16 => Some(Float::Bf16),
+            _ => None,
+        }
+    }
 }
 
 struct Product<'s> {

@@ -35,6 +35,11 @@ macro_rules! kinds {
             }
         )*
 
+        /// Whether both instruction sets have a kernel for a type.
+        pub(super) fn has_kernel(dtype: DType) -> bool {
+            [$($dtype),*].contains(&dtype)
+        }
+
         /// # Safety
         /// As for [`super::matmul`]; the processor has AVX2, FMA and F16C.
         #[target_feature(enable = "avx2,fma,f16c")]

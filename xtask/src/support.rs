@@ -1,0 +1,251 @@
+//! What runs where: each operation, with weights of each type, asked of each backend.
+//!
+//! A plan of that one operation is recorded, and the backends are asked whether they have kernels for it. Nothing is
+//! written down by hand.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+
+use tenure_cpu::simd::Isa;
+use tenure_graph::{
+    Activation, Graph, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
+};
+use tenure_tensor::{DType, Shape, TensorSpec, codec};
+
+/// Where it is written.
+pub(crate) const FILE: &str = "docs/SUPPORT.md";
+
+/// The instruction sets of the CPU backend, and their names.
+const ISAS: [(Isa, &str); 3] =
+    [(Isa::Portable, "CPU, portable"), (Isa::Avx2, "CPU, AVX2"), (Isa::Avx512Vnni, "CPU, AVX-512 VNNI")];
+/// Columns of every value: whole blocks of every type.
+const COLS: usize = 256;
+/// Elements of a head.
+const HEAD: usize = 64;
+
+/// Says whether the file is what the code says.
+pub(crate) fn check(text: &str, faults: &mut Vec<String>) {
+    match document() {
+        Ok(now) if now == text => {}
+        Ok(_) => faults.push(format!("{FILE} is not what cargo xtask support writes")),
+        Err(error) => faults.push(error),
+    }
+}
+
+/// The whole document.
+pub(crate) fn document() -> Result<String, String> {
+    let mut text = String::from(
+        "# What runs where\n\nWritten by `cargo xtask support` from what the code says; `cargo xtask check` compares. \
+         Each line is a plan of that operation, asked of each backend. The reference is the scalar codec of the type. \
+         For Vulkan the kernels (`kernels/vulkan`) are named that run on every device.\n",
+    );
+    table(&mut text, "Products", "weights", computed().map(|dtype| (dtype.name().to_owned(), product(dtype))))?;
+    table(
+        &mut text,
+        "Rows of tables (`embed`)",
+        "table",
+        computed().map(|dtype| (dtype.name().to_owned(), rows(dtype))),
+    )?;
+    let floats = || computed().filter(|dtype| !dtype.is_block());
+    table(&mut text, "Norms (`rms_norm`)", "weight", floats().map(|dtype| (dtype.name().to_owned(), norm(dtype))))?;
+    table(&mut text, "Bias of a product", "bias", floats().map(|dtype| (dtype.name().to_owned(), bias(dtype))))?;
+    let caches = [KvType::F32, KvType::F16, KvType::Q8_0];
+    table(
+        &mut text,
+        "Attention and its cache (`kv_store`, `attention`)",
+        "cache",
+        caches.map(|kv| (format!("{kv:?}"), cache(kv))),
+    )?;
+    table(&mut text, "Ropes", "kind", ropes())?;
+    table(&mut text, "Others, of 32-bit floats", "operation", others())?;
+    let not: Vec<&str> = DType::ALL.into_iter().filter(|dtype| !dtype.is_computable()).map(DType::name).collect();
+    let _ = write!(
+        text,
+        "\n## Known, but not computed with\n\nFiles with tensors of these types open; a model that uses one is refused: {}.\n",
+        not.join(", ")
+    );
+    Ok(text)
+}
+
+/// A plan, the type of its cache, and that of the weights it is about.
+type Asked = (Result<Plan, String>, KvType, Option<DType>);
+
+fn table(
+    text: &mut String,
+    title: &str,
+    first: &str,
+    lines: impl IntoIterator<Item = (String, Asked)>,
+) -> Result<(), String> {
+    let mut columns: Vec<&str> = ISAS.iter().map(|(_, name)| *name).collect();
+    let mark = |yes: bool| if yes { "yes" } else { "no" };
+    let mut rows = String::new();
+    for (name, (plan, kv, dtype)) in lines {
+        let plan = plan.map_err(|error| format!("{title}, {name}: {error}"))?;
+        let mut cells = ISAS.map(|(isa, _)| mark(tenure_cpu::supports(isa, &plan, kv).is_ok())).to_vec();
+        if let Some(dtype) = dtype {
+            cells.insert(0, mark(has_codec(dtype)));
+            if columns.len() < cells.len() {
+                columns.insert(0, "reference");
+            }
+        }
+        let vulkan = match tenure_vulkan::kernels(&plan, kv) {
+            Ok(kernels) => list(&own(kernels, &plan)),
+            Err(_) => "no".to_owned(),
+        };
+        let _ = writeln!(rows, "| {name} | {} | {vulkan} |", cells.join(" | "));
+    }
+    let (names, line) = (columns.join(" | "), " :---: |".repeat(columns.len()));
+    let _ = write!(text, "\n## {title}\n\n| {first} | {names} | Vulkan |\n| --- |{line} --- |\n{rows}");
+    Ok(())
+}
+
+/// The kernels of the operation itself: each plan begins with rows of a table and ends with the copy of its result.
+fn own(mut kernels: BTreeSet<&'static str>, plan: &Plan) -> BTreeSet<&'static str> {
+    if plan.steps().len() > 1 {
+        kernels.remove("embed");
+    }
+    if plan.input_cols() == 0 {
+        kernels.remove("copy");
+    }
+    kernels
+}
+
+fn list(kernels: &BTreeSet<&'static str>) -> String {
+    kernels.iter().copied().collect::<Vec<_>>().join(", ")
+}
+
+fn computed() -> impl Iterator<Item = DType> {
+    DType::ALL.into_iter().filter(|dtype| dtype.is_computable())
+}
+
+fn has_codec(dtype: DType) -> bool {
+    let (block, mut values) = (vec![0; dtype.block_bytes()], vec![0.0; dtype.block_len()]);
+    codec::dequantize(dtype, &block, &mut values).is_ok()
+}
+
+/// Tensors by name, of which there need be no bytes.
+#[derive(Default)]
+struct File(HashMap<String, TensorSpec>);
+
+impl WeightCatalog for File {
+    fn find(&self, name: &str) -> Option<&TensorSpec> {
+        self.0.get(name)
+    }
+}
+
+/// A plan whose table is of one type, and whose weight `w` of another.
+fn plan(
+    table: DType,
+    weight: Option<(DType, Shape)>,
+    body: impl FnOnce(&Graph<'_>, Val) -> Val,
+) -> Result<Plan, String> {
+    let mut file = File::default();
+    let tensors = [("table", table, Shape::from([COLS, COLS]))];
+    for (name, dtype, shape) in tensors.into_iter().chain(weight.map(|(dtype, shape)| ("w", dtype, shape))) {
+        file.0.insert(name.to_owned(), TensorSpec { name: name.to_owned(), dtype, shape });
+    }
+    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
+    let x = g.embed(g.table("table", COLS, COLS), 1.0);
+    let out = body(&g, x);
+    g.finish(&[(OutputId::Hidden, out)]).map_err(|error| error.to_string())
+}
+
+/// The largest of some logits, and rows of them.
+fn logits() -> Asked {
+    let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([COLS, COLS]) };
+    let file = File(HashMap::from([("table".to_owned(), spec)]));
+    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
+    let out = g.take_rows(g.embed(g.table("table", COLS, COLS), 1.0));
+    let plan = g.finish(&[(OutputId::Logits, out)]).map_err(|error| error.to_string());
+    (plan, KvType::F32, None)
+}
+
+fn product(dtype: DType) -> Asked {
+    let weight = Some((dtype, Shape::from([COLS, COLS])));
+    (plan(DType::F32, weight, |g, x| g.matmul(x, g.matrix("w", COLS, COLS), None)), KvType::F32, Some(dtype))
+}
+
+fn rows(dtype: DType) -> Asked {
+    (plan(dtype, None, |_, x| x), KvType::F32, Some(dtype))
+}
+
+fn norm(dtype: DType) -> Asked {
+    let weight = Some((dtype, Shape::from([COLS])));
+    (plan(DType::F32, weight, |g, x| g.rms_norm(x, g.vector("w", COLS), 1e-5)), KvType::F32, Some(dtype))
+}
+
+fn bias(dtype: DType) -> Asked {
+    let weight = Some((dtype, Shape::from([COLS])));
+    let body = |g: &Graph<'_>, x| g.matmul(x, g.matrix("table", COLS, COLS), Some(g.vector("w", COLS)));
+    (plan(DType::F32, weight, body), KvType::F32, Some(dtype))
+}
+
+fn cache(kv: KvType) -> Asked {
+    let body = |g: &Graph<'_>, x| {
+        let layer = g.kv_layer(COLS / HEAD, HEAD);
+        g.kv_store(x, x, layer);
+        g.attention(x, layer, COLS / HEAD, 0.125, None, None)
+    };
+    (plan(DType::F32, None, body), kv, Some(kv.dtype()))
+}
+
+fn ropes() -> Vec<(String, Asked)> {
+    let yarn = Yarn { original_context: 64, ext_factor: 1.0, attn_factor: 1.0, beta_fast: 32.0, beta_slow: 1.0 };
+    let mut lines = Vec::new();
+    for style in [RopeStyle::Adjacent, RopeStyle::Halves] {
+        for (what, with_factors, yarn) in [("", false, None), (", factors", true, None), (", YaRN", false, Some(yarn))]
+        {
+            let weight = with_factors.then(|| (DType::F32, Shape::from([HEAD / 2])));
+            let recorded = plan(DType::F32, weight, |g, x| {
+                let factors = with_factors.then(|| g.vector("w", HEAD / 2));
+                g.rope(x, HEAD, &RopeSpec { style, dims: HEAD, base: 1e4, freq_scale: 1.0, factors, yarn })
+            });
+            lines.push((format!("{style:?}{what}"), (recorded, KvType::F32, None)));
+        }
+    }
+    lines
+}
+
+fn others() -> Vec<(String, Asked)> {
+    type Body = fn(&Graph<'_>, Val) -> Val;
+    let all: [(&str, Body); 7] = [
+        ("`glu`, SiLU", |g, x| g.glu(x, x, Activation::Silu)),
+        ("`glu`, GELU (tanh)", |g, x| g.glu(x, x, Activation::GeluTanh)),
+        ("`add`", |g, x| g.add(x, x)),
+        ("`scale`", |g, x| g.scale(x, 2.0)),
+        ("`softcap`", |g, x| g.softcap(x, 30.0)),
+        ("`take_rows`", |g, x| g.take_rows(x)),
+        ("`input`", |g, _| g.input(COLS)),
+    ];
+    let ask = |(name, body): (&str, Body)| (name.to_owned(), (plan(DType::F32, None, body), KvType::F32, None));
+    let largest = ("`take_rows`, and the largest of each row".to_owned(), logits());
+    all.into_iter().map(ask).chain([largest]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_of_a_plan_has_a_line() {
+        let mut seen = BTreeSet::new();
+        let lines = computed().map(product).chain(computed().map(rows)).chain([norm(DType::F32), cache(KvType::F32)]);
+        for (plan, ..) in lines.chain(ropes().into_iter().chain(others()).map(|(_, asked)| asked)) {
+            seen.extend(plan.expect("a sound plan").steps().iter().map(|step| step.op.name()));
+        }
+        // The operations as `tenure-graph` names them.
+        let source = include_str!("../../crates/tenure-graph/src/op.rs");
+        let names = source.lines().filter_map(|line| line.trim().strip_prefix("Op::")?.split_once(" => \""));
+        let names: BTreeSet<&str> = names.filter_map(|(_, rest)| rest.split('"').next()).collect();
+        assert!(names.len() > 8, "{names:?}");
+        assert_eq!(seen, names);
+    }
+
+    #[test]
+    fn a_type_nobody_computes_with_is_refused() {
+        let (plan, ..) = product(DType::TQ1_0);
+        plan.expect_err("no codec");
+        assert!(!has_codec(DType::TQ1_0));
+        assert!(has_codec(DType::Q4K));
+    }
+}
