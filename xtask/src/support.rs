@@ -3,13 +3,11 @@
 //! A plan of that one operation is recorded, and the backends are asked whether they have kernels for it. Nothing is
 //! written down by hand.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use tenure_cpu::simd::Isa;
-use tenure_graph::{
-    Activation, Graph, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
-};
+use tenure_graph::{Activation, Graph, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, Yarn};
 use tenure_tensor::{DType, Shape, TensorSpec, codec};
 
 /// Where it is written.
@@ -123,41 +121,30 @@ fn has_codec(dtype: DType) -> bool {
     codec::dequantize(dtype, &block, &mut values).is_ok()
 }
 
-/// Tensors by name, of which there need be no bytes.
-#[derive(Default)]
-struct File(HashMap<String, TensorSpec>);
-
-impl WeightCatalog for File {
-    fn find(&self, name: &str) -> Option<&TensorSpec> {
-        self.0.get(name)
-    }
-}
-
 /// A plan whose table is of one type, and whose weight `w` of another.
 fn plan(
     table: DType,
     weight: Option<(DType, Shape)>,
     body: impl FnOnce(&Graph<'_>, Val) -> Val,
 ) -> Result<Plan, String> {
-    let mut file = File::default();
-    let tensors = [("table", table, Shape::from([COLS, COLS]))];
-    for (name, dtype, shape) in tensors.into_iter().chain(weight.map(|(dtype, shape)| ("w", dtype, shape))) {
-        file.0.insert(name.to_owned(), TensorSpec { name: name.to_owned(), dtype, shape });
-    }
+    plan_of(OutputId::Hidden, table, weight, body)
+}
+
+/// The same with an output of that kind.
+fn plan_of(
+    output: OutputId,
+    table: DType,
+    weight: Option<(DType, Shape)>,
+    body: impl FnOnce(&Graph<'_>, Val) -> Val,
+) -> Result<Plan, String> {
+    let tensors =
+        std::iter::once(("table", (table, Shape::from([COLS, COLS])))).chain(weight.map(|weight| ("w", weight)));
+    let file: Vec<TensorSpec> =
+        tensors.map(|(name, (dtype, shape))| TensorSpec { name: name.to_owned(), dtype, shape }).collect();
     let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
     let x = g.embed(g.table("table", COLS, COLS), 1.0);
     let out = body(&g, x);
-    g.finish(&[(OutputId::Hidden, out)]).map_err(|error| error.to_string())
-}
-
-/// The largest of some logits, and rows of them.
-fn logits() -> Asked {
-    let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([COLS, COLS]) };
-    let file = File(HashMap::from([("table".to_owned(), spec)]));
-    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
-    let out = g.take_rows(g.embed(g.table("table", COLS, COLS), 1.0));
-    let plan = g.finish(&[(OutputId::Logits, out)]).map_err(|error| error.to_string());
-    (plan, KvType::F32, None)
+    g.finish(&[(output, out)]).map_err(|error| error.to_string())
 }
 
 fn product(dtype: DType) -> Asked {
@@ -218,7 +205,8 @@ fn others() -> Vec<(String, Asked)> {
         ("`input`", |g, _| g.input(COLS)),
     ];
     let ask = |(name, body): (&str, Body)| (name.to_owned(), (plan(DType::F32, None, body), KvType::F32, None));
-    let largest = ("`take_rows`, and the largest of each row".to_owned(), logits());
+    let logits = plan_of(OutputId::Logits, DType::F32, None, |g, x| g.take_rows(x));
+    let largest = ("`take_rows`, and the largest of each row".to_owned(), (logits, KvType::F32, None));
     all.into_iter().map(ask).chain([largest]).collect()
 }
 

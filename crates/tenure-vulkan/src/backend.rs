@@ -16,7 +16,7 @@ use crate::exchange::Exchange;
 use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
-use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
+use crate::lower::{Bounds, Sites, lower, ropes};
 use crate::raw::buffer::{Buffer, Home, allocation_bytes};
 use crate::raw::device::{Gpu, GpuError, called};
 #[cfg(feature = "testing")]
@@ -236,11 +236,6 @@ impl Shared {
     /// rows are looked for in the same place.
     pub(crate) fn scratch_bytes(&self, plan: &Plan) -> u64 {
         scratch_bytes(plan, self.bounds().window).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
-    }
-
-    /// An error of lowering, as a backend reports it.
-    pub(crate) fn too_large(&self, TooLarge { what, bytes, most }: TooLarge) -> DeviceError {
-        DeviceError::TooLarge { device: self.gpu.name(), what, bytes, most }
     }
 
     /// How a plan's exchange memory is laid out.

@@ -170,23 +170,15 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
+    use tenure_graph::{Graph, OutputId, StepShape};
     use tenure_tensor::{DType, Shape, TensorSpec};
 
     use super::*;
 
-    struct File(TensorSpec);
-
-    impl WeightCatalog for File {
-        fn find(&self, name: &str) -> Option<&TensorSpec> {
-            (self.0.name == name).then_some(&self.0)
-        }
-    }
-
     #[test]
     fn each_table_is_written_once_wherever_it_was() {
         let spec = TensorSpec { name: "embd".to_owned(), dtype: DType::F32, shape: Shape::from([9, 4]) };
-        let file = File(spec);
+        let file = vec![spec];
         let g = Graph::new(&file, StepShape { rows: 4, outs: 2, context: 70 });
         let x = g.take_rows(g.embed(g.table("embd", 9, 4), 1.0));
         let plan = g.finish(&[(OutputId::Logits, x)]).expect("a sound plan");
@@ -220,7 +212,7 @@ mod tests {
     #[test]
     fn slots_and_outputs_do_not_overlap() {
         let spec = TensorSpec { name: "embd".to_owned(), dtype: DType::F32, shape: Shape::from([9, 4]) };
-        let file = File(spec);
+        let file = vec![spec];
         let g = Graph::new(&file, StepShape { rows: 4, outs: 2, context: 70 });
         let x = g.take_rows(g.embed(g.table("embd", 9, 4), 1.0));
         let plan = g.finish(&[(OutputId::Logits, x)]).expect("a sound plan");

@@ -10,7 +10,7 @@ use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
 use crate::kinds::{Many, Placed};
 use crate::layout::{KvLayout, WORD, weight_bytes};
-use crate::lower::{Bounds, Dispatch, TooLarge, lower, pieces};
+use crate::lower::{Bounds, Dispatch, lower, pieces};
 use crate::tops::ENTRY;
 
 /// The commands of one step.
@@ -46,14 +46,8 @@ pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, Device
     if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
         return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
     }
-    let least = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
-    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), least);
-    let dispatches = dispatches.map_err(|TooLarge { what, bytes, most }| DeviceError::TooLarge {
-        device: device(),
-        what,
-        bytes,
-        most,
-    })?;
+    let dispatches =
+        lower(plan, &Shared::nowhere(plan, kv, None), Bounds::LEAST).map_err(|error| error.on(device()))?;
     let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
     Ok(dispatches.iter().flat_map(names).collect())
 }
@@ -73,7 +67,7 @@ impl Vulkan {
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
         let sites = Shared::nowhere(plan, kv, Some(kv_blocks));
-        let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
+        let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| error.on(shared.gpu.name()))?;
         let align = shared.gpu.limits.align;
         let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
         let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };

@@ -3,7 +3,7 @@
 //! A binding shows a kernel only so many bytes, and a grid has only so many workgroups in a direction, so a step may
 //! take several dispatches: parts of a weight's rows, of the step's rows, or of a cache's heads.
 
-use tenure_device::{StepRows, Wanted};
+use tenure_device::{DeviceError, StepRows, Wanted};
 use tenure_graph::{KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
 use tenure_tensor::{ByteSize, DType};
 
@@ -72,6 +72,11 @@ pub(crate) struct Bounds {
     pub(crate) work: u64,
 }
 
+impl Bounds {
+    /// Those of a device with the least that Vulkan 1.1 demands; submissions may be of any length.
+    pub(crate) const LEAST: Bounds = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+}
+
 /// Where things are. Buffers are numbered; who lowers knows which is which.
 #[derive(Clone, Debug)]
 pub(crate) struct Sites {
@@ -108,6 +113,14 @@ pub(crate) struct TooLarge {
     pub(crate) what: String,
     pub(crate) bytes: ByteSize,
     pub(crate) most: ByteSize,
+}
+
+impl TooLarge {
+    /// As a backend reports it.
+    pub(crate) fn on(self, device: String) -> DeviceError {
+        let TooLarge { what, bytes, most } = self;
+        DeviceError::TooLarge { device, what, bytes, most }
+    }
 }
 
 /// The distinct ropes of a plan.
@@ -656,18 +669,10 @@ impl Grid {
 
 #[cfg(test)]
 mod tests {
-    use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
+    use tenure_graph::{Graph, OutputId, StepShape};
     use tenure_tensor::{Shape, TensorSpec};
 
     use super::*;
-
-    struct File(Vec<TensorSpec>);
-
-    impl WeightCatalog for File {
-        fn find(&self, name: &str) -> Option<&TensorSpec> {
-            self.0.iter().find(|spec| spec.name == name)
-        }
-    }
 
     /// One layer of attention and a head, over a vocabulary of 300.
     fn plan() -> Plan {
@@ -676,10 +681,8 @@ mod tests {
 
     fn plan_of(rows: usize, context: usize) -> Plan {
         let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
-        let file = File(vec![
-            spec("embd", DType::Q4_0, Shape::from([300, 64])),
-            spec("qkv", DType::F16, Shape::from([64, 64])),
-        ]);
+        let file =
+            vec![spec("embd", DType::Q4_0, Shape::from([300, 64])), spec("qkv", DType::F16, Shape::from([64, 64]))];
         let g = Graph::new(&file, StepShape { rows, outs: 3, context });
         let x = g.embed(g.table("embd", 300, 64), 1.0);
         let part = || g.matmul(x, g.matrix("qkv", 64, 64), None);
@@ -711,7 +714,7 @@ mod tests {
     #[test]
     fn what_is_divided_is_covered_once_and_fits() {
         let plan = plan();
-        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        let whole = Bounds::LEAST;
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
         let count = plan.steps().len() + 3;
@@ -751,7 +754,7 @@ mod tests {
     fn no_submission_has_more_work_than_is_bearable() {
         let plan = plan();
         let sites = sites(&plan, Some(8));
-        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        let whole = Bounds::LEAST;
         // Three rows of one product, which has 64 x 64 multiplications a row.
         let small = Bounds { work: 3 * 64 * 64, ..whole };
         let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
@@ -777,10 +780,10 @@ mod tests {
     #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX })
-            .expect_err("tiny");
+        let of = |window| Bounds { window, ..Bounds::LEAST };
+        let error = lower(&plan, &sites(&plan, Some(1)), of(100)).expect_err("tiny");
         assert_eq!(error.most, ByteSize::new(100));
-        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
+        let error = lower(&plan, &sites(&plan, Some(1000)), of(1 << 16));
         assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
     }
 
@@ -788,9 +791,7 @@ mod tests {
     #[test]
     fn attention_is_divided_among_its_kernels() {
         let plan = plan_of(20, 1000);
-        let dispatches =
-            lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX });
-        let dispatches = dispatches.expect("fits");
+        let dispatches = lower(&plan, &sites(&plan, Some(32)), Bounds::LEAST).expect("fits");
         let groups = |tables: &[u32], positions: &[u32]| {
             let placed = Placed { tables, positions };
             let many = Many::kind(&dispatches, placed, 1);

@@ -40,6 +40,13 @@ pub struct Share {
     pub footprint: Footprint,
 }
 
+impl Share {
+    /// Whether it fits into what is free now.
+    pub fn fits(&self) -> bool {
+        self.footprint.total() <= self.device.report().free()
+    }
+}
+
 /// The right to load one model: what its plan takes of each device is set aside. Not `Clone`; dropping it gives back
 /// what was not used.
 #[derive(Debug)]

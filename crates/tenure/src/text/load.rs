@@ -152,7 +152,7 @@ impl LoadPlan<Text> {
 
     /// The recorded steps of the parts, in the order they are computed in, each with its device.
     pub fn steps(&self) -> impl Iterator<Item = (&Device, &Plan)> {
-        self.inner.shares.iter().zip(&self.inner.parts).map(|(share, part)| (&share.device, &*part.plan))
+        self.inner.steps()
     }
 
     /// How many layers each device computes, in the order they are computed in.
@@ -210,10 +210,7 @@ impl TextPlan {
             (Some(host), Offload::Layers(0)) => self.take(&[(host, Part::Whole)]),
             (Some(host), Offload::Layers(count)) => self.cut(host, device, layers - count.min(layers)),
             (Some(host), Offload::Auto) => {
-                let fits = |plan: &TextPlan| match plan.shares.last() {
-                    Some(share) => share.footprint.total() <= share.device.report().free(),
-                    None => false,
-                };
+                let fits = |plan: &TextPlan| plan.shares.last().is_some_and(Share::fits);
                 // A part may also be refused outright, such as for what is larger than a device binds.
                 if self.take(&[(device, Part::Whole)]).is_ok() && fits(self) {
                     return Ok(());
@@ -287,9 +284,14 @@ impl TextPlan {
         Ok((PlannedPart { plan: Arc::new(plan), places, mapped }, share))
     }
 
+    /// The parts' steps, each with its device.
+    fn steps(&self) -> impl Iterator<Item = (&Device, &Plan)> {
+        self.shares.iter().zip(&self.parts).map(|(share, part)| (&share.device, &*part.plan))
+    }
+
     /// The first share for which too little is free.
     fn over(&self) -> Option<&Share> {
-        self.shares.iter().find(|share| share.footprint.total() > share.device.report().free())
+        self.shares.iter().find(|share| !share.fits())
     }
 
     /// What would fit into the bytes that are free now.
@@ -318,8 +320,8 @@ impl TextPlan {
         if engine.host().is_some()
             && let Some(plan) = with(&offloaded).filter(|plan| plan.over().is_none())
         {
-            let on_device = plan.shares.iter().zip(&plan.parts).filter(|(share, _)| share.device.is(engine.device()));
-            let layers: usize = on_device.map(|(_, part)| part.plan.kv_layers().len()).sum();
+            let on_device = plan.steps().filter(|(device, _)| device.is(engine.device()));
+            let layers: usize = on_device.map(|(_, step)| step.kv_layers().len()).sum();
             ways.push(match layers {
                 0 => "the host alone has room for it".to_owned(),
                 _ => format!("{layers} of {} layers on {} fit", self.config.layers, engine.device().backend().name()),
