@@ -13,6 +13,7 @@ use crate::attention::scratch_bytes;
 use crate::devices::{DeviceInfo, DeviceSelector};
 use crate::error::VulkanError;
 use crate::exchange::Exchange;
+use crate::explain::kernels_within;
 use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
@@ -226,7 +227,7 @@ impl Shared {
             scratch: weights + 3,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
-            hidden: 0,
+            inputs: vec![0; plan.inputs().len()],
             outputs: vec![0; plan.outputs().len()],
             tops: 0,
         }
@@ -327,6 +328,10 @@ unsafe impl Backend for Vulkan {
         }
         let layout = KvLayout::of(layer, kv).ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })?;
         Ok(layout.block_bytes())
+    }
+
+    fn supports(&self, plan: &Plan, kv: KvType) -> Result<(), DeviceError> {
+        kernels_within(plan, kv, self.shared.bounds(), self.name()).map(drop)
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {

@@ -27,8 +27,8 @@ pub(crate) struct Exchange {
     slot: u64,
     /// Offset of each distinct rope's turns.
     pub(crate) turns: Vec<u64>,
-    /// Offset of the rows that come with a step.
-    pub(crate) hidden: u64,
+    /// Offset of the rows of each of the plan's inputs.
+    pub(crate) given: Vec<u64>,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
     /// Offset of the largest logits.
@@ -51,7 +51,7 @@ impl Exchange {
             table_len,
             slot: 0,
             turns: Vec::new(),
-            hidden: 0,
+            given: Vec::new(),
             outputs: Vec::new(),
             tops: 0,
             logits: plan.output(OutputId::Logits).map_or(0, |logits| plan.value(logits).cols),
@@ -65,15 +65,12 @@ impl Exchange {
             at
         };
         exchange.turns = ropes(plan).into_iter().map(|rope| take(turns_bytes(rope))).collect();
-        exchange.hidden = take(rows.saturating_mul(plan.input_cols() as u64 * WORD));
-        exchange.outputs = plan
-            .outputs()
-            .iter()
-            .map(|&(_, val)| {
-                let value = plan.value(val);
-                take(shape.capacity(value.rows) as u64 * value.cols as u64 * WORD)
-            })
-            .collect();
+        let mut room = |val| {
+            let value = plan.value(val);
+            take((shape.capacity(value.rows) as u64).saturating_mul(value.cols as u64 * WORD))
+        };
+        exchange.given = plan.inputs().iter().map(|&(_, val)| room(val)).collect();
+        exchange.outputs = plan.outputs().iter().map(|&(_, val)| room(val)).collect();
         exchange.tops = take(Tops::of(plan).map_or(0, Tops::bytes));
         exchange.bytes = end;
         exchange
@@ -192,7 +189,7 @@ mod tests {
             blocks: &blocks,
             outputs: &[2],
             wanted: &[Wanted::Top(3)],
-            hidden: &[],
+            given: &[],
         };
         let mut writer = Writer::default();
         for _ in 0..2 {

@@ -36,18 +36,26 @@ pub struct Explanation {
 /// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;
 /// [`DeviceError::TooLarge`] when something fits into no binding of a device with the least that Vulkan 1.1 demands.
 pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, DeviceError> {
-    let device = || "vulkan".to_owned();
+    kernels_within(plan, kv, Bounds::LEAST, "vulkan".to_owned())
+}
+
+/// [`kernels`] on a device.
+pub(crate) fn kernels_within(
+    plan: &Plan,
+    kv: KvType,
+    bounds: Bounds,
+    device: String,
+) -> Result<BTreeSet<&'static str>, DeviceError> {
     for weight in plan.weights() {
         if weight_bytes(weight).is_none() {
             let (name, dtype) = (weight.spec.name.clone(), weight.spec.dtype);
-            return Err(DeviceError::UnsupportedDtype { device: device(), name, dtype });
+            return Err(DeviceError::UnsupportedDtype { device, name, dtype });
         }
     }
     if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
         return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
     }
-    let dispatches =
-        lower(plan, &Shared::nowhere(plan, kv, None), Bounds::LEAST).map_err(|error| error.on(device()))?;
+    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), bounds).map_err(|error| error.on(device))?;
     let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
     Ok(dispatches.iter().flat_map(names).collect())
 }
@@ -105,7 +113,9 @@ fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
                     Wanted::Top(k) => top_len(k, value.cols) as u64 * ENTRY,
                 })
                 .sum(),
-            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_), rows) => step.of(rows) as u64 * row,
+            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_) | OutputId::Sample | OutputId::Context, rows) => {
+                step.of(rows) as u64 * row
+            }
         }
     };
     plan.outputs().iter().map(of).sum()

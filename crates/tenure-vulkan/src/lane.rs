@@ -10,7 +10,7 @@ use tenure_tensor::{ByteSize, codec};
 use crate::backend::Shared;
 use crate::exchange::{COUNT_BYTES, SLOTS};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
-use crate::lower::{Sites, TooLarge, lower, ropes};
+use crate::lower::{NotLowered, Sites, lower, ropes};
 use crate::raw::buffer::Buffer;
 use crate::raw::exec::{Parts, VulkanExec, download};
 use crate::raw::upload::Staging;
@@ -199,7 +199,7 @@ impl Lane for VulkanLane {
             if bytes > most {
                 let (what, bytes, most) =
                     ("the inputs of a step".to_owned(), ByteSize::new(bytes), ByteSize::new(most));
-                return Err(TooLarge { what, bytes, most }.on(shared.gpu.name()));
+                return Err(NotLowered::TooLarge { what, bytes, most }.on(shared.gpu.name()));
             }
         }
 
@@ -234,7 +234,7 @@ impl Lane for VulkanLane {
             scratch: buffers.place(scratch),
             turns: exchange.turns.clone(),
             magnitudes,
-            hidden: exchange.hidden,
+            inputs: exchange.given.clone(),
             outputs: exchange.outputs.clone(),
             tops: exchange.tops,
         };

@@ -207,7 +207,9 @@ fn of_device(error: &DeviceError) -> ErrorKind {
             ErrorKind::OutOfMemory
         }
         DeviceError::Lost { .. } => ErrorKind::DeviceLost,
-        DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. } => ErrorKind::UnsupportedModel,
+        DeviceError::UnsupportedDtype { .. }
+        | DeviceError::UnsupportedKv { .. }
+        | DeviceError::UnsupportedOp { .. } => ErrorKind::UnsupportedModel,
         DeviceError::BadThreads { .. } | DeviceError::UnsupportedIsa { .. } => ErrorKind::BadParameter,
         _ => ErrorKind::Device,
     }

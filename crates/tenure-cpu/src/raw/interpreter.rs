@@ -111,8 +111,11 @@ impl Exec for Interpreter {
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let place = self.last.check_read(&self.plan, output, row, into.len())?;
         let (_, val) = self.plan.outputs()[place];
-        // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
-        into.copy_from_slice(unsafe { self.row(val, row) });
+        let cols = self.plan.value(val).cols;
+        for (at, into) in into.chunks_exact_mut(cols).enumerate() {
+            // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
+            into.copy_from_slice(unsafe { self.row(val, row + at) });
+        }
         Ok(())
     }
 

@@ -249,6 +249,7 @@ impl TextPlan {
         let plan = tenure_models::record(&self.store, &self.config, part, self.shape, outputs)
             .map_err(|error| Cause::Model { path: path_of(&self.store).to_owned(), source: error })?;
         let backend = device.backend();
+        backend.supports(&plan, options.kv)?;
 
         // The sizes of the weight segments; a weight lies in one of them.
         let (mut places, mut segments, mut mapped) = (Vec::new(), vec![ByteSize::ZERO], ByteSize::ZERO);
