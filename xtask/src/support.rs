@@ -251,7 +251,10 @@ fn over_images() -> Vec<(String, Asked)> {
             let w = g.vector("w", COLS);
             g.group_norm(x, w, w, 32, 1e-5, GRID.pixels())
         }),
-        ("`upsample`", None, |g, x| g.upsample(x, GRID)),
+        ("`upsample`", None, |g, x| {
+            let to = Grid { height: 2 * GRID.height, width: 2 * GRID.width, ..GRID };
+            g.upsample(x, GRID, to)
+        }),
         ("`attend`", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), false)),
         ("`attend`, causal", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), true)),
         ("`add_row`", None, |g, x| {

@@ -298,9 +298,8 @@ impl Run<'_> {
                 out.copy_from_slice(read(x));
                 float::scale_shift(isa, out, factors, terms);
             }
-            RowOp::Upsample { x, grid, out } => {
-                let (width, height) = (2 * grid.width as usize, 2 * grid.height as usize);
-                let (image, at) = (row / (width * height), row % (width * height));
+            RowOp::Upsample { x, grid, to, out } => {
+                let (width, image, at) = (to.width as usize, row / to.pixels(), row % to.pixels());
                 let from = image * grid.pixels() + at / width / 2 * grid.width as usize + at % width / 2;
                 // SAFETY: a row of the smaller grid; the phase writes nothing of it.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });
