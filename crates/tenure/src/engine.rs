@@ -155,8 +155,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the file is no model Tenure can run, or an option is out of bounds.
-    pub fn plan<F: Family>(&self, store: &Arc<WeightStore>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
-        Ok(LoadPlan { inner: F::plan(self, store, options)? })
+    pub fn plan<F: Family>(&self, source: &Arc<F::Source>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
+        Ok(LoadPlan { inner: F::plan(self, source, options)? })
     }
 
     /// Sets aside what `plan` takes, waiting for it until `stop`.

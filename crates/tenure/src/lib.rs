@@ -88,7 +88,9 @@
 mod engine;
 mod error;
 mod family;
+mod image;
 mod text;
+mod weights;
 
 /// What the CPU backend has beside the backend itself.
 pub mod cpu {
@@ -118,5 +120,6 @@ pub use tenure_vulkan::{Vulkan, VulkanOptions};
 pub use tenure_weights::{WeightStore, WeightsError};
 pub use text::{
     Component, FinishReason, GenerateOptions, Generated, Generation, Message, Offload, Piece, Prompt, Text,
-    TextOptions, TextSession, WeightAccess,
+    TextOptions, TextSession,
 };
+pub use weights::WeightAccess;

@@ -9,5 +9,5 @@ mod stepper;
 
 pub use generation::{FinishReason, Generated, Generation, Piece};
 pub use load::{Component, Text};
-pub use options::{GenerateOptions, Message, Offload, Prompt, TextOptions, WeightAccess};
+pub use options::{GenerateOptions, Message, Offload, Prompt, TextOptions};
 pub use session::TextSession;
