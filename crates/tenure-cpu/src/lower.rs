@@ -5,7 +5,8 @@
 //! steps share a phase only when no byte one of them writes can be touched by the other through another row.
 
 use tenure_graph::{
-    Activation, Beside, Grid, Index, InputId, KvLayerId, Op, Plan, RelativeBias, RopeSpec, Rows, Slide, Span, Val, WeightId,
+    Activation, Beside, Grid, Index, InputId, KvLayerId, Op, Plan, RelativeBias, RopeSpec, Rows, Slide, Span, Val,
+    WeightId,
 };
 
 /// What the interpreter runs between two barriers.

@@ -531,7 +531,9 @@ impl<'c> Graph<'c> {
     fn runs(&self, op: &'static str, x: Val, by: Val, run: usize, every: usize) {
         let (of_x, of_by) = (self.value(x), self.value(by));
         let rows = self.shape.capacity(of_by.rows).checked_mul(every);
-        self.demand(rows == Some(self.shape.capacity(of_x.rows)), || mismatch(op, self.shape.capacity(of_x.rows), every));
+        self.demand(rows == Some(self.shape.capacity(of_x.rows)), || {
+            mismatch(op, self.shape.capacity(of_x.rows), every)
+        });
         let cols = run.checked_add(1).and_then(|runs| runs.checked_mul(of_x.cols));
         self.demand(cols.is_some_and(|cols| cols <= of_by.cols), || mismatch(op, of_by.cols, run));
     }

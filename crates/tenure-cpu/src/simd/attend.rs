@@ -36,7 +36,8 @@ pub struct Keys<'a> {
 
 impl Keys<'_> {
     /// None.
-    pub const NONE: Self = Keys { k: HeadRows { rows: &[], stride: 0 }, v: HeadRows { rows: &[], stride: 0 }, count: 0 };
+    pub const NONE: Self =
+        Keys { k: HeadRows { rows: &[], stride: 0 }, v: HeadRows { rows: &[], stride: 0 }, count: 0 };
 }
 
 /// What is added to one head's scores for the distance of key and query.

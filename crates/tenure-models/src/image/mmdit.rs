@@ -169,10 +169,5 @@ struct Parts {
 }
 
 const IMAGE: Parts = Parts { q: "to_q", k: "to_k", v: "to_v", norm_q: "norm_q", norm_k: "norm_k" };
-const PROMPT: Parts = Parts {
-    q: "add_q_proj",
-    k: "add_k_proj",
-    v: "add_v_proj",
-    norm_q: "norm_added_q",
-    norm_k: "norm_added_k",
-};
+const PROMPT: Parts =
+    Parts { q: "add_q_proj", k: "add_k_proj", v: "add_v_proj", norm_q: "norm_added_q", norm_k: "norm_added_k" };

@@ -134,7 +134,8 @@ impl Run<'_> {
             let keys = |k, v, count| Keys { k: on(k, count), v: on(v, count), count };
             let more = op.beside.map(|Beside { k, v, keys: count }| keys(k, v, count));
             let spans = [keys(op.k, op.v, op.keys), more.unwrap_or(Keys::NONE)];
-            let bias = op.bias.map(|bias| Bias { buckets: bias.buckets, table: me.vector(bias.table), heads: op.heads, head });
+            let bias =
+                op.bias.map(|bias| Bias { buckets: bias.buckets, table: me.vector(bias.table), heads: op.heads, head });
             let range = first..op.queries.min(first + QUERIES);
             let (base, _) = me.value(op.out);
             // SAFETY: the head's columns of these rows, which this member alone has.
