@@ -275,8 +275,8 @@ impl StepInputs<'_> {
         let shape = plan.shape();
         let bad = |what, got: usize, bound: usize| RunError::BadInput { what, got: got as u64, bound: bound as u64 };
         let rows = self.tokens.len();
-        // A plan without rows of its own has none.
-        if rows > shape.rows || (rows == 0 && shape.rows > 0) {
+        // A plan without rows of its own has none; one whose rows see each other has all.
+        if rows > shape.rows || (rows == 0 && shape.rows > 0) || (rows < shape.rows && plan.is_whole()) {
             return Err(bad("rows", rows, shape.rows));
         }
         for (what, len) in [("positions", self.positions.len()), ("tables", self.tables.len())] {

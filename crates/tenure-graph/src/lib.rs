@@ -36,7 +36,7 @@ mod verify;
 pub use arena::ALIGN;
 pub use error::PlanError;
 pub use graph::Graph;
-pub use op::{Activation, Effect, Index, Op, RopeSpec, RopeStyle, Slide, Yarn};
+pub use op::{Activation, Beside, Buckets, Effect, Index, Op, RelativeBias, RopeSpec, RopeStyle, Slide, Yarn, centre};
 pub use plan::{Plan, Span, Step, Value};
 pub use rope::RopeAngles;
 pub use value::{

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenure_device::{Exec, LastStep, Lease, RunError, StepInputs, Stop, check_all};
-use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
+use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId, centre};
 
 use crate::layout::Scratch;
 use crate::lower::{Lowered, MatMulOp, Phase, RowOp};
@@ -21,7 +21,7 @@ use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
 use crate::top::top;
 
-use image::attend_units;
+use image::{attend_units, unpatched};
 
 mod attention;
 mod image;
@@ -321,6 +321,31 @@ impl Run<'_> {
                 // SAFETY: there are as many rows as `every` divides this value's; the phase writes none of them.
                 let added = unsafe { me.row(added, row / every) };
                 float::add(isa, in_place(x, out), added);
+            }
+            RowOp::Modulate { x, by, shift, scale, every, out } => {
+                let out = in_place(x, out);
+                // SAFETY: as for `AddRow`.
+                let by = unsafe { me.row(by, row / every) };
+                let cols = out.len();
+                float::modulate(isa, out, &by[scale * cols..][..cols], &by[shift * cols..][..cols]);
+            }
+            RowOp::AddGated { x, y, by, gate, every, out } => {
+                let out = in_place(x, out);
+                // SAFETY: as for `AddRow`.
+                let by = unsafe { me.row(by, row / every) };
+                float::add_gated(isa, out, read(y), &by[gate * out.len()..][..out.len()]);
+            }
+            RowOp::AddCentre { x, table, side, grid, out } => {
+                let out = write(out);
+                me.weight(table).look_up(centre(side, grid, row % grid.pixels()), out);
+                float::add(isa, out, read(x));
+            }
+            RowOp::Unpatch { x, grid, size, out } => {
+                let (out, size) = (write(out), size as usize);
+                let (from, run) = unpatched(grid, size, row);
+                // SAFETY: a row of the smaller grid; the phase writes nothing of it.
+                let x = unsafe { me.row(x, from) };
+                out.copy_from_slice(&x[run * out.len()..][..out.len()]);
             }
             RowOp::Quantize { x } => {
                 let x = read(x);

@@ -33,7 +33,7 @@ impl Net<'_, '_> {
         self.g.matmul(x, self.g.matrix(&format!("{name}.weight"), n, self.g.cols(x)), self.bias(name, n))
     }
 
-    fn slide(&self, name: &str, x: Val, slide: Slide) -> (Val, Grid) {
+    pub(crate) fn slide(&self, name: &str, x: Val, slide: Slide) -> (Val, Grid) {
         let n = self.results(name);
         let kernel = self.g.kernel(&format!("{name}.weight"), n, self.g.cols(x), slide.size as usize);
         (self.g.conv2d(x, kernel, self.bias(name, n), slide), slide.result().unwrap_or(slide.grid))
