@@ -252,7 +252,11 @@ impl Lowering<'_> {
             | Op::Activate { .. }
             | Op::GluHalves { .. }
             | Op::Concat { .. }
-            | Op::AddRow { .. } => Err(NotLowered::Operation(step.op.name())),
+            | Op::AddRow { .. }
+            | Op::Modulate { .. }
+            | Op::AddGated { .. }
+            | Op::AddCentre { .. }
+            | Op::Unpatch { .. } => Err(NotLowered::Operation(step.op.name())),
         }
     }
 

@@ -7,6 +7,7 @@ use tenure_device::{
     Backend, DeviceLane, HostBytes, Lease, Load, LoadItem, SourceError, Stop, WEIGHT_ALIGN, WeightPlace,
 };
 use tenure_graph::{PlanError, WeightUse};
+use tenure_models::image::PartWeights;
 use tenure_tensor::ByteSize;
 use tenure_weights::{MappedTensor, StoredTensor, TrustFile, WeightStore};
 
@@ -146,6 +147,32 @@ impl WeightSource for WeightStore {
 
     fn path(&self) -> &Path {
         self.files().next().unwrap_or(Path::new(""))
+    }
+}
+
+impl WeightSource for PartWeights {
+    fn read_at(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<(), SourceError> {
+        Ok(PartWeights::read_at(self, name, offset, into)?)
+    }
+
+    fn is_contiguous(&self, name: &str) -> bool {
+        PartWeights::is_contiguous(self, name)
+    }
+
+    fn map(&self, name: &str) -> Result<MappedTensor, Error> {
+        let missing = || PlanError::MissingTensor { name: name.to_owned() };
+        let mapped = PartWeights::map(self, name, TrustFile)
+            .map_err(|source| Cause::Model { path: PartWeights::path(self).to_owned(), source })?;
+        Ok(mapped.ok_or_else(missing)?)
+    }
+
+    fn verify_unchanged(&self) -> Result<(), Error> {
+        Ok(PartWeights::verify_unchanged(self)
+            .map_err(|source| Cause::Model { path: PartWeights::path(self).to_owned(), source })?)
+    }
+
+    fn path(&self) -> &Path {
+        PartWeights::path(self)
     }
 }
 

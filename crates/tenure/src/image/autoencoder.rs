@@ -14,7 +14,7 @@ pub(crate) const NUMBERS: StepInputs<'static> =
     StepInputs { tokens: &[], positions: &[], tables: &[], blocks: &[], outputs: &[], wanted: &[], given: &[] };
 
 /// Latents of a tile's side, the largest first.
-const SIDES: [usize; 7] = [256, 128, 96, 64, 48, 32, 16];
+pub(crate) const SIDES: [usize; 7] = [256, 128, 96, 64, 48, 32, 16];
 
 /// An autoencoder being used on images of a size.
 pub(crate) struct Autoencoder<'t> {
@@ -99,12 +99,7 @@ impl Autoencoder<'_> {
     }
 
     /// The side of the largest tiles there is room for.
-    fn largest(
-        &self,
-        width: usize,
-        height: usize,
-        work: &dyn Fn(usize, usize) -> Work,
-    ) -> Result<usize, Error> {
+    fn largest(&self, width: usize, height: usize, work: &dyn Fn(usize, usize) -> Work) -> Result<usize, Error> {
         let whole = width.max(height);
         for side in std::iter::once(whole).chain(SIDES.into_iter().filter(|&side| side < whole)) {
             if self.tools.has_room_for(&work(width.min(side), height.min(side)))? {
@@ -193,7 +188,8 @@ mod tests {
         let (width, height, side, overlap) = (50, 37, 16, 4);
         let image: Vec<f32> = (0..width * height * 2).map(|i| (i as f32 * 0.37).sin()).collect();
         let whole = Rows { width, height, cols: 2, values: image.clone() };
-        let mut blended = Rows { values: vec![0.0; image.len()], ..Rows { width, height, cols: 2, values: Vec::new() } };
+        let mut blended =
+            Rows { values: vec![0.0; image.len()], ..Rows { width, height, cols: 2, values: Vec::new() } };
         let mut weights = vec![0.0; width * height];
         for top in places(height, side) {
             for left in places(width, side) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tenure_device::{DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace};
 use tenure_graph::{KvType, Plan, PlanError, WeightUse};
-use tenure_models::image::{ImageModel, Part};
+use tenure_models::ModelError;
+use tenure_models::image::{DenoiserConfig, ImageModel, Part};
 use tenure_tensor::ByteSize;
 
 use crate::error::{Cause, Error};
@@ -135,11 +136,35 @@ impl Tools {
         reservation: Reservation,
     ) -> Result<Self, Error> {
         let lane = reservation.device().open_lane()?;
-        Ok(Tools { lane, model, planned, memory: Room::Phase { pool: reservation.into_pool(), held: None }, current: None })
+        Ok(Tools {
+            lane,
+            model,
+            planned,
+            memory: Room::Phase { pool: reservation.into_pool(), held: None },
+            current: None,
+        })
+    }
+
+    /// Whether there is room for a step.
+    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
+        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
+        Ok(self.has_room(work.network(), &plan))
+    }
+
+    /// Columns of the denoiser's prompt.
+    pub(crate) fn prompt_width(&self) -> usize {
+        match &self.model.config().denoiser {
+            DenoiserConfig::Mmdit(facts) => facts.context,
+            DenoiserConfig::Unet(_) => 0,
+        }
+    }
+
+    fn of_model(&self, source: ModelError) -> Error {
+        Cause::Model { path: self.model.path().to_owned(), source }.into()
     }
 
     /// Whether there is room for the steps of `plan`, of `network`.
-    pub(crate) fn has_room(&self, network: Network, plan: &Plan) -> bool {
+    fn has_room(&self, network: Network, plan: &Plan) -> bool {
         let (arena, scratch) = self.room(network);
         plan.arena() <= arena && self.lane.device().backend().scratch(plan) <= scratch
     }
@@ -147,9 +172,7 @@ impl Tools {
     /// The largest arena and scratch of a network's steps.
     fn room(&self, network: Network) -> (ByteSize, ByteSize) {
         match &self.memory {
-            Room::Kept { arena, scratch, .. } => {
-                (arena.bytes(), scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes))
-            }
+            Room::Kept { arena, scratch, .. } => (arena.bytes(), scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)),
             Room::Phase { .. } => {
                 self.planned.get(&network).map_or((ByteSize::ZERO, ByteSize::ZERO), |p| (p.arena, p.scratch))
             }
@@ -168,8 +191,8 @@ impl Tools {
     }
 
     fn bind(&mut self, work: &Work, stop: &Stop) -> Result<Program, Error> {
-        let (network, path) = (work.network(), self.model.path().to_owned());
-        let plan = work.record(&self.model).map_err(|source| Cause::Model { path, source })?;
+        let network = work.network();
+        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
         let backend = self.lane.device().backend();
         backend.supports(&plan, KvType::F32)?;
         if !self.has_room(network, &plan) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tenure_device::{StepInputs, Stop};
-use tenure_graph::{InputId, OutputId};
+use tenure_graph::OutputId;
 use tenure_models::image::{ImageFamily, ImageModel, Part};
 use tenure_tokenizer::{
     ChunkOptions, ClipPadding, ClipPrompt, ClipTokenizer, Emphasis, Prompt, T5Length, T5Prompt, T5Tokenizer, TokenChunk,
@@ -201,5 +201,3 @@ pub(crate) fn size_ids(width: usize, height: usize) -> [f32; 6] {
     [height as f32, width as f32, 0.0, 0.0, height as f32, width as f32]
 }
 
-/// The input that stands for the whole prompt.
-pub(crate) const POOLED: InputId = InputId::Pooled;

@@ -1,11 +1,12 @@
 //! Drawing with a loaded model.
 
+use tenure_device::Deadline;
+
 use crate::error::Error;
 use crate::family::ModelHandle;
 use crate::image::drawing::{Drawing, Drawn};
 use crate::image::load::Image;
 use crate::image::options::ImageRequest;
-use tenure_device::Deadline;
 
 /// Draws images with a model, one request at a time. Sessions on threads of their own share the model's memory: they take
 /// turns step by step.
@@ -43,13 +44,13 @@ impl ImageSession {
         Drawing::new(&self.model.0, request)
     }
 
-    /// Draws with no end but the request's own cancelling.
+    /// Draws to the end, waiting no longer than until `deadline`.
     ///
     /// # Errors
     /// As [`Drawing::next`].
-    pub fn draw_all(&mut self, request: ImageRequest) -> Result<Drawn, Error> {
+    pub fn draw_all(&mut self, request: ImageRequest, deadline: Deadline) -> Result<Drawn, Error> {
         let mut drawing = self.draw(request)?;
-        while drawing.next(Deadline::never())?.is_some() {}
+        while drawing.next(deadline)?.is_some() {}
         drawing.finish()
     }
 }

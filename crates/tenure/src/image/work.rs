@@ -3,8 +3,8 @@
 use tenure_graph::{Grid, InputId, Plan, PlanError};
 use tenure_models::ModelError;
 use tenure_models::image::{
-    DenoiserConfig, ImageModel, MmditConfig, Part, record_clip, record_mmdit, record_t5, record_taesd_decoder, record_taesd_encoder,
-    record_unet, record_vae_decoder, record_vae_encoder,
+    DenoiserConfig, ImageModel, MmditConfig, Part, record_clip, record_mmdit, record_t5, record_taesd_decoder,
+    record_taesd_encoder, record_unet, record_vae_decoder, record_vae_encoder,
 };
 
 /// A network of an image model, with weights of its own.

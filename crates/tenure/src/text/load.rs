@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tenure_device::{
-    CarveError, Device, DeviceError, Footprint, KvPlace, Lease, Memory, Program, SegmentKind, Stop,
-};
+use tenure_device::{CarveError, Device, DeviceError, Footprint, KvPlace, Lease, Memory, Program, SegmentKind, Stop};
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
 use tenure_models::{Outputs, Part, TextConfig};
 use tenure_tensor::{ByteSize, TensorSpec};
@@ -389,7 +387,10 @@ impl TextPlan {
 }
 
 /// Everything that was reserved for a purpose.
-pub(crate) fn carve_all(reservation: &mut tenure_device::Reservation, kind: SegmentKind) -> Result<Vec<Lease>, CarveError> {
+pub(crate) fn carve_all(
+    reservation: &mut tenure_device::Reservation,
+    kind: SegmentKind,
+) -> Result<Vec<Lease>, CarveError> {
     (0..reservation.pending(kind)).map(|_| reservation.carve(kind)).collect()
 }
 
