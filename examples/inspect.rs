@@ -1,11 +1,12 @@
 //! Metadata and tensors of a model file.
 
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Map, Value, json};
-use tenure::WeightStore;
+use tenure::{Image, ImagePaths, WeightStore};
 use tenure_examples::cli::{Refusal, parsed, run};
 use tenure_examples::hub;
 use tenure_weights::gguf;
@@ -30,6 +31,9 @@ const SHOWN: usize = 16;
 
 fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
     let path = hub::resolve(&arguments.file).map_err(|error| Refusal::new("NotFound", error))?;
+    if path.join("model_index.json").is_file() {
+        return folder(arguments, &path);
+    }
     let store = WeightStore::open(&path)?;
     let mut metadata = Map::new();
     for (key, value) in store.metadata().iter().flat_map(|meta| meta.iter()) {
@@ -62,6 +66,36 @@ fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
         out.flush()?;
     }
     Ok(json!({"metadata": metadata, "tensors": tensors}))
+}
+
+/// The parts of a diffusers folder.
+fn folder(arguments: &Arguments, path: &Path) -> Result<Value, Refusal> {
+    let model = Image::open(&ImagePaths::new(path))?;
+    let parts: Vec<Value> = model
+        .parts()
+        .map(|part| {
+            json!({
+                "name": part.part().to_string(),
+                "files": part.files().map(|file| file.display().to_string()).collect::<Vec<_>>(),
+                "tensors": part
+                    .tensors()
+                    .map(|spec| json!({"name": spec.name, "type": spec.dtype.name(), "shape": spec.shape.dims()}))
+                    .collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    if !arguments.json {
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        writeln!(out, "{}", model.config().family)?;
+        for part in model.parts() {
+            writeln!(out, "{}: {}", part.part(), part.path().display())?;
+            for spec in part.tensors() {
+                writeln!(out, "  {:64} {:8} {}", spec.name, spec.dtype, spec.shape)?;
+            }
+        }
+        out.flush()?;
+    }
+    Ok(json!({"family": model.config().family.to_string(), "parts": parts}))
 }
 
 fn of_value(value: &gguf::Value<'_>) -> Value {

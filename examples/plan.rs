@@ -2,11 +2,13 @@
 
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::{ByteSize, Cancel, Device, LoadPlan, Text};
+use tenure::{ByteSize, Cancel, Device, Engine, Image, ImageModel, LoadPlan, Text, WeightAccess};
 use tenure_examples::cli::{ModelArgs, Refusal, parsed, run, unused};
+use tenure_examples::image::{ImageParts, networks};
 
 /// What loading a model would take.
 #[derive(Parser)]
@@ -14,6 +16,8 @@ use tenure_examples::cli::{ModelArgs, Refusal, parsed, run, unused};
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    image: ImageParts,
     /// Sequences that can be open at a time.
     #[arg(long, default_value_t = 1)]
     sequences: usize,
@@ -31,6 +35,14 @@ fn main() -> ExitCode {
 
 fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
     let engine = arguments.model.engine()?;
+    // What is no image model may be a text model.
+    if arguments.model.model.is_some() {
+        match Image::open(&arguments.image.paths(arguments.model.path(&Cancel::new())?)) {
+            Ok(model) => return image(arguments, &engine, &model),
+            Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let plan = arguments.model.plan(&engine, &arguments.model.options(arguments.sequences, 1), &Cancel::new())?;
     let planned = plan.bytes();
     let mut shares = vec![DeviceShare::of(&plan, engine.device(), arguments.model.budget)];
@@ -89,6 +101,63 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
         "unused_tensors": plan.unused_tensors().count(),
         "context": plan.context(),
         "sequences": arguments.sequences,
+        "fits": fits,
+        "advice": advice,
+    }))
+}
+
+/// What loading an image model would take.
+fn image(arguments: &Arguments, engine: &Engine, model: &Arc<ImageModel>) -> Result<Value, Refusal> {
+    let access = if arguments.model.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped };
+    let plan = engine.plan::<Image>(model, &arguments.image.options(arguments.image.size(None)?, true, access))?;
+    let (staging, report) = (engine.device().backend().overhead(), engine.report());
+    let (total, budget) = (plan.bytes() + staging, arguments.model.budget.unwrap_or(report.budget + staging));
+    let fits = total <= budget;
+    let advice = (!fits).then(|| plan.advice(engine));
+    let (width, height) = plan.size();
+    if !arguments.json {
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        if arguments.steps {
+            plan.steps().try_for_each(|(network, step)| writeln!(out, "{network}: {step}"))?;
+        }
+        writeln!(out, "{}", model.config().family)?;
+        writeln!(out, "{:32} {:>15} {:>15} {:>15}", "network", "weights", "mapped", "step")?;
+        for network in plan.networks() {
+            let (name, of) = (network.network.to_string(), [network.weights, network.mapped, network.step]);
+            writeln!(out, "{name:32} {:>15} {:>15} {:>15}", of[0].get(), of[1].get(), of[2].get())?;
+        }
+        for (name, bytes) in [("staging", staging), ("total", total), ("budget", budget)] {
+            writeln!(out, "{name:16} {:>15}  {bytes}", bytes.get())?;
+        }
+        if !plan.keeps_all() {
+            writeln!(out, "one network is in memory at a time")?;
+        }
+        if let Some(tile) = plan.tile() {
+            writeln!(out, "pixels are computed in tiles of {tile}x{tile}")?;
+        }
+        let unknown = model.unknown_tensors().count();
+        if unknown > 0 {
+            writeln!(out, "warning: {unknown} tensors of the files are of no part of the model")?;
+        }
+        match &advice {
+            None => writeln!(out, "fits, for images of up to {width}x{height} pixels")?,
+            Some(advice) => writeln!(out, "does not fit: {advice}")?,
+        }
+        out.flush()?;
+    }
+    Ok(json!({
+        "family": model.config().family.to_string(),
+        "networks": networks(&plan),
+        "planned_bytes": plan.bytes().get(),
+        "staging_bytes": staging.get(),
+        "total_bytes": total.get(),
+        "budget_bytes": budget.get(),
+        "free_bytes": report.free().get(),
+        "width": width,
+        "height": height,
+        "keeps_all": plan.keeps_all(),
+        "tile": plan.tile(),
+        "unused_tensors": model.unknown_tensors().count(),
         "fits": fits,
         "advice": advice,
     }))

@@ -436,7 +436,7 @@ fn bias(text: &str) -> Result<(u32, f32), String> {
     Ok((token, bias.parse().map_err(|error| format!("{bias}: {error}"))?))
 }
 
-fn bytes(text: &str) -> Result<ByteSize, String> {
+pub(crate) fn bytes(text: &str) -> Result<ByteSize, String> {
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
         Some((at, 'm' | 'M')) => (&text[..at], 20),

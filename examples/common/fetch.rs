@@ -108,7 +108,7 @@ fn abandonable(
 }
 
 /// `tenure` in the user's cache folder.
-fn cache_folder() -> Result<PathBuf, FetchError> {
+pub(crate) fn cache_folder() -> Result<PathBuf, FetchError> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = if cfg!(target_os = "macos") {
         variable("HOME").map(|home| home.join("Library/Caches"))

@@ -34,7 +34,8 @@ pub fn resolve(name: &str) -> Result<PathBuf, NotFound> {
     }
 }
 
-/// `ORG/NAME[:FILE]` below `cache`: the newest snapshot that has the file; without a file, the only GGUF.
+/// `ORG/NAME[:FILE]` below `cache`: the newest snapshot that has the file; without a file, the snapshot's own
+/// folder where that is a diffusers pipeline, or else the only GGUF.
 fn in_cache(cache: &Path, name: &str) -> Result<PathBuf, NotFound> {
     let (repository, file) = match name.split_once(':') {
         Some((repository, file)) => (repository, Some(file)),
@@ -61,6 +62,7 @@ fn in_cache(cache: &Path, name: &str) -> Result<PathBuf, NotFound> {
         match file {
             Some(file) if snapshot.join(file).is_file() => return Ok(snapshot.join(file)),
             Some(_) => {}
+            None if snapshot.join("model_index.json").is_file() => return Ok(snapshot),
             None => {
                 let mut models: Vec<PathBuf> = std::fs::read_dir(&snapshot)
                     .map_err(|_| missing("an unreadable snapshot"))?

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Report, Stop};
+use tenure_models::image::ImagePaths;
 use tenure_tensor::ByteSize;
 use tenure_vulkan::{Vulkan, VulkanOptions};
 use tenure_weights::WeightStore;
 
 use crate::error::{Cause, Error};
 use crate::family::{Family, ModelHandle, Released, StillInUse};
+use crate::image::{Image, ImageOptions};
 use crate::text::{Text, TextOptions};
 
 /// How long the short path waits for memory.
@@ -229,9 +231,35 @@ impl Engine {
         load: &LoadOptions,
     ) -> Result<ModelHandle<Text>, Error> {
         let store = Arc::new(WeightStore::open(path.as_ref())?);
-        let plan = self.plan::<Text>(&store, options)?;
-        let reservation =
-            self.reserve(&plan, &Stop { deadline: Deadline::after(PATIENCE), cancel: load.cancel.clone() })?;
+        self.load_planned(self.plan::<Text>(&store, options)?, load)
+    }
+}
+
+impl Engine {
+    /// The short path for images: opens, plans, reserves and loads a model with default options.
+    ///
+    /// # Errors
+    /// As the steps it takes.
+    pub fn load_image(&self, path: impl AsRef<Path>) -> Result<ModelHandle<Image>, Error> {
+        self.load_image_with(&ImagePaths::new(path.as_ref()), &ImageOptions::default(), &LoadOptions::default())
+    }
+
+    /// [`Engine::load_image`] with options.
+    ///
+    /// # Errors
+    /// As the steps it takes.
+    pub fn load_image_with(
+        &self,
+        paths: &ImagePaths,
+        options: &ImageOptions,
+        load: &LoadOptions,
+    ) -> Result<ModelHandle<Image>, Error> {
+        self.load_planned(self.plan::<Image>(&Image::open(paths)?, options)?, load)
+    }
+
+    fn load_planned<F: Family>(&self, plan: LoadPlan<F>, load: &LoadOptions) -> Result<ModelHandle<F>, Error> {
+        let stop = Stop { deadline: Deadline::after(PATIENCE), cancel: load.cancel.clone() };
+        let reservation = self.reserve(&plan, &stop)?;
         self.load(plan, reservation, load)
     }
 }

@@ -120,7 +120,13 @@ impl Error {
             Cause::Model { source, .. } => match source {
                 ModelError::UnsupportedArchitecture { .. }
                 | ModelError::UnsupportedFeature { .. }
+                | ModelError::UnsupportedFamily { .. }
+                | ModelError::NotAnImageModel { .. }
+                | ModelError::TextModel { .. }
                 | ModelError::NoMetadata => ErrorKind::UnsupportedModel,
+                ModelError::NoVariant { .. } | ModelError::PartGivenTwice { .. } | ModelError::PartNotUsed { .. } => {
+                    ErrorKind::BadParameter
+                }
                 ModelError::Weights(error) => of_weights(error),
                 ModelError::Plan(error) => of_plan(error),
                 _ => ErrorKind::InvalidFile,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
 use tenure_graph::{Grid, KvType, Plan};
-use tenure_models::image::{ImageFamily, ImageModel, Part, Prediction};
+use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction};
 use tenure_sampling::diffusion::{self, NoiseSchedule, Preset, Process, Variant};
 use tenure_tensor::ByteSize;
 
@@ -24,6 +24,17 @@ use crate::weights::{Placement, WeightSource};
 /// The family of image models.
 #[derive(Debug)]
 pub enum Image {}
+
+impl Image {
+    /// Opens a model's files and recognises what it is. Reads headers only.
+    ///
+    /// # Errors
+    /// When the files are no image model Tenure can run, or parts of one are missing.
+    pub fn open(paths: &ImagePaths) -> Result<Arc<ImageModel>, Error> {
+        let model = ImageModel::open(paths).map_err(|source| Cause::Model { path: paths.model.clone(), source })?;
+        Ok(Arc::new(model))
+    }
+}
 
 /// Everything needed to load an image model, worked out from its headers.
 pub struct ImagePlan {

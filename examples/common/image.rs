@@ -1,0 +1,195 @@
+//! Arguments of the binaries that take image models.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tenure::{
+    ByteSize, Cancel, CpuOptions, Engine, Image, ImageModel, ImageOptions, ImagePaths, LoadOptions, LoadPlan,
+    ModelHandle, NetworkMemory, Residency, Stop, Tiling, WeightAccess,
+};
+
+use crate::cli::{Refusal, bytes};
+
+/// Which image model, and how it is held.
+#[derive(Args, Clone)]
+pub struct ImageArgs {
+    /// A checkpoint (.safetensors, .gguf), a diffusers folder, or `ORG/NAME[:FILE]` in the Hugging Face cache. Without it:
+    /// a tiny model that draws coloured shapes.
+    #[arg(short = 'm', long = "model")]
+    pub model: Option<String>,
+    /// Threads that compute [default: physical cores].
+    #[arg(short = 't', long)]
+    pub threads: Option<usize>,
+    /// Bytes the model may take [default: the machine's memory]; K, M, G are binary.
+    #[arg(long, value_parser = bytes)]
+    pub budget: Option<ByteSize>,
+    /// Read all weights instead of mapping those that need no repacking.
+    #[arg(long)]
+    pub no_mmap: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub parts: ImageParts,
+}
+
+/// What else belongs to an image model, and the images it is to draw.
+#[derive(Args, Clone)]
+pub struct ImageParts {
+    /// The autoencoder, instead of the model's own.
+    #[arg(long)]
+    pub vae: Option<PathBuf>,
+    /// The CLIP-L text encoder, instead of the model's own.
+    #[arg(long)]
+    pub clip_l: Option<PathBuf>,
+    /// The CLIP-G text encoder, instead of the model's own.
+    #[arg(long)]
+    pub clip_g: Option<PathBuf>,
+    /// The T5 text encoder, instead of the model's own.
+    #[arg(long)]
+    pub t5xxl: Option<PathBuf>,
+    /// A tiny autoencoder: for previews, and for pictures where there is no other.
+    #[arg(long)]
+    pub taesd: Option<PathBuf>,
+    /// Which weights of a diffusers folder, such as fp16.
+    #[arg(long)]
+    pub variant: Option<String>,
+    /// Width in pixels [default: what the model was trained for].
+    #[arg(short = 'W', long, allow_negative_numbers = true)]
+    pub width: Option<i64>,
+    /// Height in pixels [default: what the model was trained for].
+    #[arg(short = 'H', long, allow_negative_numbers = true)]
+    pub height: Option<i64>,
+    /// How large images become pixels: `auto`, `whole`, or in tiles of so many pixels.
+    #[arg(long, default_value = "auto", value_parser = tiling)]
+    pub tile: Tiling,
+    /// Which networks stay in memory.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub residency: ResidencyArg,
+}
+
+/// Which networks stay in memory.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ResidencyArg {
+    /// All, if they fit.
+    Auto,
+    /// All.
+    Keep,
+    /// Each while it is used.
+    Phase,
+}
+
+impl ImageArgs {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// When a name leads to no file, or the files are no image model.
+    pub fn open(&self) -> Result<Arc<ImageModel>, Refusal> {
+        let model = match &self.model {
+            Some(name) => crate::hub::resolve(name).map_err(|error| Refusal::new("NotFound", error))?,
+            None => crate::paint::path()?,
+        };
+        Ok(Image::open(&self.parts.paths(model))?)
+    }
+
+    /// How the model is loaded for images of a size.
+    pub fn options(&self, size: Option<(usize, usize)>, from_images: bool) -> ImageOptions {
+        let access = if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped };
+        self.parts.options(size, from_images, access)
+    }
+
+    /// An engine as these arguments want it.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn engine(&self) -> Result<Engine, Refusal> {
+        Ok(Engine::cpu(CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() })?)
+    }
+
+    /// Loads what was planned, with a progress bar on stderr if that is a terminal.
+    ///
+    /// # Errors
+    /// When it does not fit, or loading fails.
+    pub fn load(engine: &Engine, plan: LoadPlan<Image>, cancel: &Cancel) -> Result<ModelHandle<Image>, Refusal> {
+        let mut load = LoadOptions { cancel: cancel.clone(), ..LoadOptions::default() };
+        let bar = crate::progress::bytes("loading");
+        let shown = bar.clone();
+        load.progress = Some(Arc::new(move |done, total| {
+            shown.set_length(total.get());
+            shown.set_position(done.get());
+        }));
+        let reservation = engine.reserve(&plan, &Stop { deadline: load.deadline, cancel: cancel.clone() })?;
+        let model = engine.load(plan, reservation, &load)?;
+        bar.finish_and_clear();
+        Ok(model)
+    }
+}
+
+impl ImageParts {
+    /// The files of the model at `model`.
+    pub fn paths(&self, model: PathBuf) -> ImagePaths {
+        ImagePaths {
+            model,
+            vae: self.vae.clone(),
+            clip_l: self.clip_l.clone(),
+            clip_g: self.clip_g.clone(),
+            t5: self.t5xxl.clone(),
+            taesd: self.taesd.clone(),
+            variant: self.variant.clone(),
+        }
+    }
+
+    /// Width and height of the images, where they are given.
+    ///
+    /// # Errors
+    /// For one without the other where the model has no size to go by, or sides below 0.
+    pub fn size(&self, default: Option<(usize, usize)>) -> Result<Option<(usize, usize)>, Refusal> {
+        let side = |side: i64| {
+            let bad = || Refusal::new("BadParameter", format!("a side of {side} pixels is not possible"));
+            usize::try_from(side).map_err(|_| bad())
+        };
+        Ok(match (self.width, self.height, default) {
+            (None, None, default) => default,
+            (Some(width), Some(height), _) => Some((side(width)?, side(height)?)),
+            (Some(width), None, Some((_, height))) => Some((side(width)?, height)),
+            (None, Some(height), Some((width, _))) => Some((width, side(height)?)),
+            (Some(one), None, None) | (None, Some(one), None) => Some((side(one)?, side(one)?)),
+        })
+    }
+
+    /// How the model is loaded for images of a size.
+    pub fn options(&self, size: Option<(usize, usize)>, from_images: bool, access: WeightAccess) -> ImageOptions {
+        ImageOptions {
+            size,
+            from_images,
+            tiling: self.tile,
+            residency: match self.residency {
+                ResidencyArg::Auto => Residency::Auto,
+                ResidencyArg::Keep => Residency::Keep,
+                ResidencyArg::Phase => Residency::ByPhase,
+            },
+            access,
+        }
+    }
+}
+
+fn tiling(text: &str) -> Result<Tiling, String> {
+    match text {
+        "auto" => Ok(Tiling::Auto),
+        "whole" => Ok(Tiling::Whole),
+        side => side.parse().map(Tiling::Tiles).map_err(|_| "auto, whole, or pixels".to_owned()),
+    }
+}
+
+/// What each network of a plan takes, as JSON.
+pub fn networks(plan: &LoadPlan<Image>) -> Vec<Value> {
+    let json = |network: NetworkMemory| {
+        json!({
+            "name": network.network.to_string(),
+            "weights_bytes": network.weights.get(),
+            "mapped_bytes": network.mapped.get(),
+            "step_bytes": network.step.get(),
+        })
+    };
+    plan.networks().map(json).collect()
+}

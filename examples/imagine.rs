@@ -1,0 +1,372 @@
+//! Draws pictures.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use tenure::diffusion::{Guidance, Method, NoiseKind, SigmaRule, SkipLayers, Spacing};
+use tenure::{Cancel, Deadline, Drawn, Image, ImageRequest, Init, Phase, Picture, Warning, WeightStore};
+use tenure_examples::cli::{Refusal, memory, note, parsed, run};
+use tenure_examples::image::{ImageArgs, networks};
+use tenure_examples::{png, progress};
+
+/// Draws pictures from a prompt, or changes one.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    model: ImageArgs,
+    /// What is to be seen.
+    #[arg(short = 'p', long, default_value = "a red circle")]
+    prompt: String,
+    /// What is not.
+    #[arg(short = 'n', long, default_value = "", allow_hyphen_values = true)]
+    negative: String,
+    /// Steps [default: as the model wants, and so with all that follow].
+    #[arg(long)]
+    steps: Option<usize>,
+    /// How strongly the prompt leads; 1: not beyond itself.
+    #[arg(long, allow_negative_numbers = true)]
+    cfg_scale: Option<f32>,
+    /// Shares of the steps from and to which it leads more strongly, such as 0.2,0.8.
+    #[arg(long, value_delimiter = ',', num_args = 2)]
+    cfg_interval: Option<Vec<f64>>,
+    /// How much of the prompt's own deviation is given back, 0 to 1.
+    #[arg(long, allow_negative_numbers = true)]
+    cfg_rescale: Option<f32>,
+    /// Blocks to leave out for skip-layer guidance (SD 3.5), such as 7,8,9.
+    #[arg(long, value_delimiter = ',')]
+    skip_layers: Option<Vec<usize>>,
+    /// The sampler: euler, euler_a, heun, dpm++2m, dpm++2m_sde, dpm++sde, ddim, lcm, unipc.
+    #[arg(long, value_parser = method)]
+    sampler: Option<Method>,
+    /// The sigmas: normal, karras, exponential, beta, sgm_uniform, simple, ays, ays_xl.
+    #[arg(long, value_parser = rule)]
+    schedule: Option<SigmaRule>,
+    /// These sigmas, falling, the last of which ends the last step.
+    #[arg(long, value_delimiter = ',', conflicts_with = "schedule")]
+    sigmas: Option<Vec<f32>>,
+    /// Where the timesteps lie.
+    #[arg(long, value_enum)]
+    spacing: Option<SpacingArg>,
+    /// The shift of a flow model's schedule.
+    #[arg(long)]
+    shift: Option<f64>,
+    /// The first picture's seed; the others follow [default: of the moment].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Whose random numbers a seed stands for.
+    #[arg(long, value_enum, default_value = "cpu")]
+    rng: RngArg,
+    /// Pictures.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// A picture to begin with.
+    #[arg(long)]
+    init_img: Option<PathBuf>,
+    /// How much of it is drawn anew, above 0 and up to 1.
+    #[arg(long, default_value_t = 0.75, allow_negative_numbers = true)]
+    strength: f64,
+    /// Where it is drawn anew: a picture that is white there.
+    #[arg(long, requires = "init_img")]
+    mask: Option<PathBuf>,
+    /// Blurs the mask by so many pixels.
+    #[arg(long, default_value_t = 0.0)]
+    mask_blur: f32,
+    /// Grows the mask by so many pixels.
+    #[arg(long, default_value_t = 0)]
+    mask_grow: usize,
+    /// Draws anew where the mask is black.
+    #[arg(long)]
+    mask_invert: bool,
+    /// The noise to begin with: `latents` of a safetensors file, standard normal numbers.
+    #[arg(long)]
+    init_latents: Option<PathBuf>,
+    /// Where the latents go, as `latents` of a safetensors file.
+    #[arg(long)]
+    latents_out: Option<PathBuf>,
+    /// Writes a preview after every so many steps (needs --taesd), as OUT.preview.png.
+    #[arg(long)]
+    preview: Option<usize>,
+    /// Where the picture goes; several have their number behind the name.
+    #[arg(short = 'o', long, default_value = "out.png")]
+    output: PathBuf,
+    /// Seconds after which to give up.
+    #[arg(long, default_value_t = 86_400)]
+    timeout: u64,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SpacingArg {
+    Leading,
+    Trailing,
+    Linspace,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RngArg {
+    /// torch on a CPU.
+    Cpu,
+    /// torch on a CUDA device.
+    Cuda,
+    /// Tenure's own.
+    Philox,
+}
+
+fn main() -> ExitCode {
+    parsed(|arguments: Arguments| run(arguments.json, || imagine(&arguments).map(Some)))
+}
+
+fn imagine(arguments: &Arguments) -> Result<Value, Refusal> {
+    let begun = Instant::now();
+    let engine = arguments.model.engine()?;
+    let cancel = Cancel::new();
+    tenure_examples::interrupt::cancel_on_interrupt(&cancel)?;
+    let model = arguments.model.open()?;
+    let preset =
+        engine.plan::<Image>(&model, &arguments.model.options(None, false)).map(|plan| plan.preset().clone())?;
+    let init = arguments.init_img.as_deref().map(|path| init(arguments, path)).transpose()?;
+    let of_init = init.as_ref().map(|init| (init.picture.width(), init.picture.height()));
+    let default = of_init.unwrap_or((preset.width, preset.height));
+    let size = arguments.model.parts.size(Some(default))?;
+
+    let plan = engine.plan::<Image>(&model, &arguments.model.options(size, init.is_some()))?;
+    let (planned, networks) = (plan.bytes(), networks(&plan));
+    let handle = ImageArgs::load(&engine, plan, &cancel)?;
+    let load = begun.elapsed();
+
+    let request = request(arguments, init, size, &preset.guidance, cancel)?;
+    let (seeds, negative) = (request.seeds.clone(), request.negative.clone());
+    let deadline = Deadline::after(Duration::from_secs(arguments.timeout));
+    let mut session = handle.session();
+    let mut drawing = session.draw(request)?;
+    for warning in drawing.warnings() {
+        note(format_args!("warning: {}\n", told(warning)));
+    }
+    let bar = progress::steps("drawing");
+    while let Some(done) = drawing.next(deadline)? {
+        if done.phase == Phase::Denoise {
+            bar.set_length(done.steps as u64);
+            bar.set_position(done.step as u64);
+        }
+        for (i, preview) in done.previews.iter().enumerate() {
+            let path = numbered(&arguments.output.with_extension("preview.png"), i, done.previews.len());
+            png::write(&path, preview, "")?;
+        }
+    }
+    bar.finish_and_clear();
+    let drawn = drawing.finish()?;
+
+    let mut files = Vec::new();
+    for (i, (picture, seed)) in drawn.pictures.iter().zip(&seeds).enumerate() {
+        let path = numbered(&arguments.output, i, drawn.pictures.len());
+        png::write(&path, picture, &parameters(arguments, &drawn, picture, &negative, *seed))?;
+        files.push(path.display().to_string());
+    }
+    if let Some(path) = &arguments.latents_out {
+        write_latents(path, &drawn)?;
+    }
+    let seconds = |wanted| {
+        let spent = drawn.timings.iter().find(|(phase, _)| *phase == wanted);
+        spent.map_or(0.0, |(_, spent)| spent.as_secs_f64() * 1e3)
+    };
+    if !arguments.json {
+        let mut out = std::io::stdout().lock();
+        for file in &files {
+            writeln!(out, "{file}")?;
+        }
+    }
+    note(format_args!(
+        "loaded in {:.0} ms; prompt {:.0} ms, steps {:.0} ms, decoding {:.0} ms\n",
+        load.as_secs_f64() * 1e3,
+        seconds(Phase::Prompt),
+        seconds(Phase::Denoise),
+        seconds(Phase::Decode),
+    ));
+    Ok(json!({
+        "files": files,
+        "seeds": seeds,
+        "size": size,
+        "steps": drawn.steps.len(),
+        "sigmas": drawn.steps.iter().map(|step| step.sigma).collect::<Vec<_>>(),
+        "sampler": drawn.method,
+        "cfg_scale": drawn.guidance,
+        "warnings": drawn.warnings.iter().map(told).collect::<Vec<_>>(),
+        "timings": {
+            "load_ms": load.as_secs_f64() * 1e3,
+            "prompt_ms": seconds(Phase::Prompt),
+            "image_ms": seconds(Phase::Image),
+            "denoise_ms": seconds(Phase::Denoise),
+            "decode_ms": seconds(Phase::Decode),
+        },
+        "memory": memory(&engine, planned),
+        "networks": networks,
+    }))
+}
+
+/// What the arguments ask for.
+fn request(
+    arguments: &Arguments,
+    init: Option<Init>,
+    size: Option<(usize, usize)>,
+    usual: &Guidance,
+    cancel: Cancel,
+) -> Result<ImageRequest, Refusal> {
+    let mut guidance = Guidance { scale: arguments.cfg_scale.unwrap_or(usual.scale), ..usual.clone() };
+    guidance.rescale = arguments.cfg_rescale.unwrap_or(guidance.rescale);
+    if let Some(&[from, to]) = arguments.cfg_interval.as_deref() {
+        guidance.interval = (from, to);
+    }
+    if let Some(layers) = &arguments.skip_layers {
+        guidance.skip_layers = Some(SkipLayers { layers: layers.clone(), ..SkipLayers::sd35_medium() });
+    }
+    let seed = arguments.seed.unwrap_or_else(|| {
+        let moment = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        moment.map_or(0, |moment| u64::from(moment.subsec_nanos()) ^ moment.as_secs() << 8) & u64::from(u32::MAX)
+    });
+    Ok(ImageRequest {
+        negative: arguments.negative.clone(),
+        size,
+        steps: arguments.steps,
+        guidance: Some(guidance),
+        method: arguments.sampler,
+        spacing: arguments.spacing.map(|spacing| match spacing {
+            SpacingArg::Leading => Spacing::Leading,
+            SpacingArg::Trailing => Spacing::Trailing,
+            SpacingArg::Linspace => Spacing::Linspace,
+        }),
+        sigmas: arguments.sigmas.clone().map(SigmaRule::Sigmas).or(arguments.schedule.clone()),
+        shift: arguments.shift,
+        seeds: (0..arguments.batch as u64).map(|i| seed.wrapping_add(i)).collect(),
+        noise: match arguments.rng {
+            RngArg::Cpu => NoiseKind::TorchCpu,
+            RngArg::Cuda => NoiseKind::TorchCuda { resident_threads: u32::MAX },
+            RngArg::Philox => NoiseKind::Philox,
+        },
+        init,
+        noise_latents: arguments.init_latents.as_deref().map(read_latents).transpose()?,
+        preview_every: arguments.preview,
+        cancel,
+        ..ImageRequest::new(arguments.prompt.clone())
+    })
+}
+
+/// The picture to begin with, at the size asked for or else at its own, cut to what is possible.
+fn init(arguments: &Arguments, path: &Path) -> Result<Init, Refusal> {
+    let own = png::read(path, None)?;
+    let cut = |side: usize| (side / 16 * 16).max(64);
+    let size = arguments.model.parts.size(Some((cut(own.width()), cut(own.height()))))?;
+    let picture = png::read(path, size)?;
+    let mut mask = arguments.mask.as_deref().map(png::read_mask).transpose()?;
+    if let Some(given) = mask.take() {
+        let (mut given, grown) = (if arguments.mask_invert { given.inverted() } else { given }, arguments.mask_grow);
+        if grown > 0 {
+            given = given.grown(grown);
+        }
+        mask = Some(given.blurred(arguments.mask_blur));
+    }
+    Ok(Init { picture, strength: arguments.strength, mask })
+}
+
+/// What made a picture, as AUTOMATIC1111's web UI writes it.
+fn parameters(arguments: &Arguments, drawn: &Drawn, picture: &Picture, negative: &str, seed: u64) -> String {
+    let mut text = arguments.prompt.clone();
+    if !negative.is_empty() {
+        text += &format!("\nNegative prompt: {negative}");
+    }
+    text += &format!(
+        "\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {seed}, Size: {}x{}",
+        drawn.steps.len(),
+        drawn.method,
+        drawn.guidance,
+        picture.width(),
+        picture.height(),
+    );
+    if let Some(rule) = &arguments.schedule {
+        text += &format!(", Schedule type: {}", rule.label());
+    }
+    if arguments.init_img.is_some() {
+        text += &format!(", Denoising strength: {}", arguments.strength);
+    }
+    if let Some(name) = arguments.model.model.as_deref().and_then(|model| Path::new(model).file_stem()) {
+        text += &format!(", Model: {}", name.to_string_lossy());
+    }
+    text + concat!(", Version: Tenure ", env!("CARGO_PKG_VERSION"))
+}
+
+/// A warning for a person.
+fn told(warning: &Warning) -> String {
+    use tenure::diffusion::Advice;
+    match warning {
+        Warning::Setting(Advice::GuidanceTooStrong { scale, most }) => {
+            format!("a guidance of {scale} burns this model's pictures; {most} is the most that makes sense")
+        }
+        Warning::Setting(Advice::GuidanceTooWeak { scale, least }) => {
+            format!(
+                "with a guidance of {scale} pictures hardly follow the prompt; {least} is the least that makes sense"
+            )
+        }
+        Warning::Setting(Advice::TooFewSteps { steps, least }) => {
+            format!("{steps} steps leave pictures unfinished; {least} are the least that make sense")
+        }
+        Warning::Setting(Advice::TooManySteps { steps, most }) => {
+            format!("{steps} steps are more than this model wants; {most} are the most that make sense")
+        }
+        Warning::PromptCut { tokens } => format!("{tokens} tokens of the prompt found no room in T5's sequence"),
+        Warning::NoT5 => "there is no T5 text encoder: long prompts are followed less".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// `OUT.png`, or `OUT-2.png` for one of several.
+fn numbered(path: &Path, i: usize, of: usize) -> PathBuf {
+    if of == 1 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let end = path.extension().map_or_else(String::new, |end| format!(".{}", end.to_string_lossy()));
+    path.with_file_name(format!("{stem}-{}{end}", i + 1))
+}
+
+fn write_latents(path: &Path, drawn: &Drawn) -> Result<(), Refusal> {
+    let images = drawn.pictures.len();
+    let (width, height) = drawn.pictures.first().map_or((0, 0), |picture| (picture.width() / 8, picture.height() / 8));
+    let bytes: Vec<u8> = drawn.latents.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let fail = |error: &dyn std::fmt::Display| Refusal::new("Io", format!("{}: {error}", path.display()));
+    let shape = vec![images, drawn.channels, height, width];
+    let view = TensorView::new(Dtype::F32, shape, &bytes).map_err(|error| fail(&error))?;
+    safetensors::serialize_to_file([("latents", view)], None, path).map_err(|error| fail(&error))
+}
+
+fn read_latents(path: &Path) -> Result<Vec<f32>, Refusal> {
+    let store = WeightStore::open(path)?;
+    let tensor = store.find("latents").ok_or_else(|| {
+        Refusal::new("MissingTensor", format!("{}: there is no tensor called latents", path.display()))
+    })?;
+    if tensor.spec().dtype != tenure::DType::F32 {
+        let message = format!("{}: latents are {}, F32 is wanted", path.display(), tensor.spec().dtype);
+        return Err(Refusal::new("BadParameter", message));
+    }
+    let mut bytes = vec![0; tensor.bytes().get() as usize];
+    store.read_at(tensor, 0, &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect())
+}
+
+fn method(name: &str) -> Result<Method, String> {
+    Method::named(name).ok_or_else(|| known(Method::NAMED.map(|(name, ..)| name)))
+}
+
+fn rule(name: &str) -> Result<SigmaRule, String> {
+    SigmaRule::named(name).ok_or_else(|| known(SigmaRule::NAMED.map(|(name, ..)| name)))
+}
+
+fn known<const N: usize>(names: [&str; N]) -> String {
+    format!("known are {}", names.join(", "))
+}
