@@ -119,6 +119,7 @@ const OTHERS: &[(Mark, &str)] = &[
     (Mark::Begins("adaln_single."), "PixArt"),
     (Mark::Begins("patch_embedding."), "Wan"),
     (Mark::Is("edm_mean"), "Playground 2.5"),
+    (Mark::Is("edm_vpred.sigma_max"), "CosXL"),
     (Mark::Begins("label_emb.weight"), "the upscaler of Stable Diffusion 2"),
     (Mark::Begins("class_embedding."), "a U-Net with classes"),
 ];

@@ -98,14 +98,14 @@ impl ImageModel {
         }
         let denoiser = builder.build(Part::Denoiser, &found)?;
         let family = ImageFamily::of(&denoiser)?;
-        builder.parts.push(denoiser.clone());
+        builder.parts.push(denoiser);
         builder.text_encoders(family)?;
         builder.autoencoders(family)?;
 
         let Builder { mut parts, files, .. } = builder;
         parts.sort_by_key(PartWeights::part);
         let find = |part| parts.iter().find(|weights: &&PartWeights| weights.part() == part);
-        let config = Parts { find: &find, scheduler: main.scheduler.as_ref() }.config(family, &denoiser)?;
+        let config = Parts { find: &find, scheduler: main.scheduler.as_ref() }.config(family)?;
         Ok(ImageModel { path: paths.model.clone(), config, parts, files })
     }
 

@@ -78,7 +78,8 @@ fn found_whole(kind: Model) -> ImageModel {
     opened
 }
 
-fn check(opened: &ImageModel, tensors: &[Tensor], fixtures: &[(Part, Fixture)]) {
+/// Whether the parts that the fixtures list are in `opened` as they are in `tensors`, and nothing is unknown.
+pub(crate) fn check(opened: &ImageModel, tensors: &[Tensor], fixtures: &[(Part, Fixture)]) {
     let by_name: BTreeMap<&str, &Tensor> = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     assert_eq!(opened.parts().len(), fixtures.len());
     for (part, fixture) in fixtures {
@@ -128,7 +129,7 @@ fn reads_exactly(weights: &PartWeights, name: &str, want: &[u8]) {
 }
 
 /// The part's catalog is what the recorders want.
-pub(crate) fn record(opened: &ImageModel, weights: &PartWeights) {
+fn record(opened: &ImageModel, weights: &PartWeights) {
     let config = opened.config();
     let (latents, pixels) = (grid(16, 8), grid(64, 64));
     let plans: Vec<Plan> = match (weights.part(), &config.denoiser) {
