@@ -180,7 +180,7 @@ impl Parts<'_> {
             }
         };
         let inpainting = takes != latent_channels;
-        if inpainting && takes != 2 * latent_channels + 1 {
+        if latent_channels == 0 || inpainting && Some(takes) != latent_channels.checked_mul(2).map(|n| n + 1) {
             return Err(unsupported("a number of input channels of the denoiser", &takes.to_string()));
         }
         self.check_widths(family, denoiser, latent_channels)?;
@@ -225,11 +225,11 @@ impl Parts<'_> {
                 disagree(Part::ClipH, columns, width(Part::ClipH)?, denoiser.need_dim(UNET_CONTEXT, 1)?)?
             }
             ImageFamily::Sdxl => {
-                let both = width(Part::ClipL)? + width(Part::ClipG)?;
+                let both = width(Part::ClipL)?.saturating_add(width(Part::ClipG)?);
                 disagree(Part::ClipG, columns, both, denoiser.need_dim(UNET_CONTEXT, 1)?)?;
             }
             ImageFamily::Sd3Medium | ImageFamily::Sd35Medium | ImageFamily::Sd35Large => {
-                let both = width(Part::ClipL)? + width(Part::ClipG)?;
+                let both = width(Part::ClipL)?.saturating_add(width(Part::ClipG)?);
                 let pooled = denoiser.need_dim("time_text_embed.text_embedder.linear_1.weight", 1)?;
                 disagree(Part::ClipG, "columns of the pooled prompt", both, pooled)?;
                 let context = denoiser.need_dim("context_embedder.weight", 1)?;

@@ -182,6 +182,20 @@ fn a_folders_variants_and_shards_are_found() {
         assert_eq!(opened.unknown_tensors().count(), 0);
     }
     assert!(matches!(open(Some("int8")), Err(ModelError::NoVariant { .. })));
+    // The components' folders by themselves.
+    let beside = |variant: Option<&str>| {
+        let component = |name: &str| Some(folder.path().join(name));
+        ImageModel::open(&ImagePaths {
+            model: folder.path().join("unet"),
+            vae: component("vae"),
+            clip_l: component("text_encoder"),
+            variant: variant.map(str::to_owned),
+            ..ImagePaths::default()
+        })
+    };
+    assert_eq!(file(&beside(None).expect("sound"), Part::Denoiser), "diffusion_pytorch_model.safetensors");
+    assert_eq!(file(&beside(Some("fp16")).expect("sound"), Part::Denoiser), "diffusion_pytorch_model.fp16.safetensors");
+    assert!(matches!(beside(Some("int8")), Err(ModelError::NoVariant { .. })));
     let (other, ..) = folder_of(Model::Sd1, one_file);
     let index = std::fs::read_to_string(other.path().join("model_index.json")).expect("written above");
     other.write("model_index.json", index.replace("UNet2DConditionModel", "FluxTransformer2DModel"));
@@ -531,6 +545,15 @@ fn tiny_autoencoders_are_found_beside_and_instead() {
         assert_eq!(read, want.len());
         assert_eq!(opened.unknown_tensors().count(), 0);
     }
+    // Its author publishes the decoder by itself, too.
+    let decoder = numbered.iter().filter(|tensor| tensor.name.starts_with("decoder."));
+    let decoder = decoder.map(|tensor| Tensor { name: tensor.name.replace("decoder.", ""), ..tensor.clone() });
+    model.paths.taesd = model.beside("taesd_decoder.safetensors", &decoder.collect::<Vec<_>>());
+    let opened = model.open().expect("sound");
+    let tiny = opened.require(Part::Taesd).expect("given");
+    record_taesd_decoder(tiny, tenure_graph::Grid { images: 1, height: 8, width: 8 }).expect("complete");
+    assert_eq!(opened.unknown_tensors().count(), 0);
+
     let alone = model.without("first_stage_model.");
     assert!(alone.open().expect("sound").part(Part::Vae).is_none());
     let mut other = Spoilt::new(Model::Sd3);

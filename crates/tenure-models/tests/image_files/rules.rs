@@ -196,6 +196,9 @@ fn what_is_no_image_model_is_named() {
     assert!(matches!(nothing, ModelError::NotAnImageModel { .. }), "{nothing:?}");
     let nothing = open(folder.safetensors("e.safetensors", &[]));
     assert!(matches!(nothing, ModelError::NotAnImageModel { .. }), "{nothing:?}");
+    let pairs = [("general.architecture", KvValue::Str("wan".into()))];
+    let video = open(folder.gguf("v.gguf", &pairs, &[Tensor::counted("blocks.0.x.weight", DType::F32, &[4, 4])]));
+    assert!(matches!(&video, ModelError::UnsupportedFamily { name, .. } if name == "wan"), "{video:?}");
     let pairs = [("general.architecture", KvValue::Str("llama".into()))];
     let text = open(folder.gguf("t.gguf", &pairs, &[Tensor::counted("blk.0.attn_q.weight", DType::F32, &[4, 4])]));
     assert!(matches!(&text, ModelError::TextModel { architecture, .. } if architecture == "llama"), "{text:?}");
@@ -339,4 +342,36 @@ fn a_file_that_changes_is_noticed() {
     let name = "embeddings.token_embedding.weight";
     assert!(matches!(clip.read_at(name, 0, &mut [0; 4]), Err(ModelError::Weights(_))));
     assert!(matches!(clip.read_at("no", 0, &mut []), Err(ModelError::MissingPartTensor { .. })));
+}
+
+#[test]
+fn no_shape_does_harm() {
+    let shapes: [&[usize]; 7] = [&[], &[0], &[1], &[3, 1], &[1, 1, 1, 1], &[2, 3, 0], &[1 << 40, 0]];
+    for kind in [Model::Sd1, Model::Sdxl, Model::Sd35] {
+        let model = Spoilt::new(kind);
+        let step = model.tensors.len() / 20;
+        for (i, at) in (0..model.tensors.len()).step_by(step.max(1)).enumerate() {
+            let mut tensors = model.tensors.clone();
+            let spoilt = &mut tensors[at];
+            *spoilt = Tensor::counted(&spoilt.name.clone(), DType::F32, shapes[i % shapes.len()]);
+            let path = model.folder.safetensors("m.safetensors", &tensors);
+            let Ok(opened) = ImageModel::open(&ImagePaths::new(path)) else { continue };
+            for weights in opened.parts() {
+                for spec in weights.tensors() {
+                    let mut bytes = vec![0; spec.bytes().expect("small").get().min(64) as usize];
+                    weights.read_at(&spec.name, 0, &mut bytes).expect("readable");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_given_for_several_parts_is_no_riddle() {
+    let mut model = Spoilt::new(Model::Sdxl);
+    let whole = model.beside("whole.safetensors", &model.tensors);
+    model.paths = ImagePaths { vae: whole.clone(), clip_l: whole.clone(), clip_g: whole.clone(), ..model.paths };
+    let opened = model.open().expect("sound");
+    assert_eq!(opened.require(Part::ClipG).expect("given").path(), whole.expect("written").as_path());
+    assert_eq!(opened.unknown_tensors().count(), 0);
 }
