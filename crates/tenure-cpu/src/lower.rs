@@ -4,7 +4,10 @@
 //! a *matmul* phase computes several products of the same activations; an *attention* phase is one operation. Two
 //! steps share a phase only when no byte one of them writes can be touched by the other through another row.
 
-use tenure_graph::{Activation, Grid, Index, InputId, KvLayerId, Op, Plan, RopeSpec, Rows, Slide, Span, Val, WeightId};
+use tenure_graph::{
+    Activation, Beside, Grid, Index, InputId, KvLayerId, Op, Plan, RelativeBias, RopeSpec, Rows, Slide, Span, Val,
+    WeightId,
+};
 
 /// What the interpreter runs between two barriers.
 #[derive(Debug)]
@@ -70,6 +73,7 @@ pub(crate) enum RowOp {
     Upsample {
         x: Val,
         grid: Grid,
+        to: Grid,
         out: Val,
     },
     Activate {
@@ -91,6 +95,35 @@ pub(crate) enum RowOp {
         x: Val,
         row: Val,
         every: usize,
+        out: Val,
+    },
+    Modulate {
+        x: Val,
+        by: Val,
+        shift: usize,
+        scale: usize,
+        every: usize,
+        out: Val,
+    },
+    AddGated {
+        x: Val,
+        y: Val,
+        by: Val,
+        gate: usize,
+        every: usize,
+        out: Val,
+    },
+    AddCentre {
+        x: Val,
+        table: WeightId,
+        side: u32,
+        grid: Grid,
+        out: Val,
+    },
+    Unpatch {
+        x: Val,
+        grid: Grid,
+        size: u32,
         out: Val,
     },
     Rope {
@@ -183,11 +216,13 @@ pub(crate) struct AttendOp {
     pub(crate) q: Val,
     pub(crate) k: Val,
     pub(crate) v: Val,
+    pub(crate) beside: Option<Beside>,
     pub(crate) heads: usize,
     pub(crate) scale: f32,
     pub(crate) queries: usize,
     pub(crate) keys: usize,
     pub(crate) causal: bool,
+    pub(crate) bias: Option<RelativeBias>,
     pub(crate) sequences: usize,
     pub(crate) out: Val,
 }
@@ -313,15 +348,15 @@ impl Lowering<'_> {
             (&Op::Conv2d { x, w, bias, slide }, Some(out)) => {
                 self.open(Phase::Conv(ConvOp { x, w, bias, slide, out }));
             }
-            (&Op::Attend { q, k, v, heads, scale, queries, keys, causal }, Some(out)) => {
+            (&Op::Attend { q, k, v, beside, heads, scale, queries, keys, causal, bias }, Some(out)) => {
                 let sequences = self.plan.shape().capacity(self.rows(q)) / queries;
-                let op = AttendOp { q, k, v, heads, scale, queries, keys, causal, sequences, out };
+                let op = AttendOp { q, k, v, beside, heads, scale, queries, keys, causal, bias, sequences, out };
                 self.open(Phase::Attend(op));
             }
-            (&Op::Upsample { x, grid }, Some(out)) => {
+            (&Op::Upsample { x, grid, to }, Some(out)) => {
                 let touched =
                     Touched { reads: vec![Touch { stride: 0, ..self.touch(x) }], writes: vec![self.touch(out)] };
-                self.rows_phase(self.rows(out), RowOp::Upsample { x, grid, out }, touched);
+                self.rows_phase(self.rows(out), RowOp::Upsample { x, grid, to, out }, touched);
             }
             (&Op::Activate { x, activation }, Some(out)) => {
                 self.row_op(self.rows(out), RowOp::Activate { x, activation, out }, &[x], &[out]);
@@ -336,6 +371,24 @@ impl Lowering<'_> {
                 let reads = vec![self.touch(x), Touch { stride: 0, ..self.touch(row) }];
                 let touched = Touched { reads, writes: vec![self.touch(out)] };
                 self.rows_phase(self.rows(out), RowOp::AddRow { x, row, every, out }, touched);
+            }
+            (&Op::Modulate { x, by, shift, scale, every }, Some(out)) => {
+                let reads = vec![self.touch(x), Touch { stride: 0, ..self.touch(by) }];
+                let touched = Touched { reads, writes: vec![self.touch(out)] };
+                self.rows_phase(self.rows(out), RowOp::Modulate { x, by, shift, scale, every, out }, touched);
+            }
+            (&Op::AddGated { x, y, by, gate, every }, Some(out)) => {
+                let reads = vec![self.touch(x), self.touch(y), Touch { stride: 0, ..self.touch(by) }];
+                let touched = Touched { reads, writes: vec![self.touch(out)] };
+                self.rows_phase(self.rows(out), RowOp::AddGated { x, y, by, gate, every, out }, touched);
+            }
+            (&Op::AddCentre { x, table, side, grid }, Some(out)) => {
+                self.row_op(self.rows(out), RowOp::AddCentre { x, table, side, grid, out }, &[x], &[out]);
+            }
+            (&Op::Unpatch { x, grid, size }, Some(out)) => {
+                let touched =
+                    Touched { reads: vec![Touch { stride: 0, ..self.touch(x) }], writes: vec![self.touch(out)] };
+                self.rows_phase(self.rows(out), RowOp::Unpatch { x, grid, size, out }, touched);
             }
             (&Op::MatMul { x, w, bias }, Some(out)) => {
                 let rows = self.rows(out);
@@ -365,6 +418,10 @@ impl Lowering<'_> {
                 | Op::GluHalves { .. }
                 | Op::Concat { .. }
                 | Op::AddRow { .. }
+                | Op::Modulate { .. }
+                | Op::AddGated { .. }
+                | Op::AddCentre { .. }
+                | Op::Unpatch { .. }
                 | Op::Embed { .. }
                 | Op::RmsNorm { .. }
                 | Op::Rope { .. }

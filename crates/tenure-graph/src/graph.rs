@@ -7,7 +7,7 @@ use tenure_tensor::{DType, Shape, TensorSpec};
 
 use crate::arena;
 use crate::error::PlanError;
-use crate::op::{Activation, Index, Op, RopeSpec, Slide};
+use crate::op::{Activation, Beside, Buckets, Index, Op, RelativeBias, RopeSpec, Slide};
 use crate::plan::{Plan, Step, Value};
 use crate::value::{
     Grid, InputId, KvLayer, KvLayerId, OutputId, Rows, StepShape, Val, WeightCatalog, WeightId, WeightUse,
@@ -76,6 +76,11 @@ impl<'c> Graph<'c> {
     /// A vector of `len` plain numbers: norm weight, bias, rope factors.
     pub fn vector(&self, name: &str, len: usize) -> WeightId {
         self.weight(name, Shape::from([len]), |_| {})
+    }
+
+    /// So many vectors of plain numbers in one tensor, `[rows, cols]`, held as a vector is.
+    pub fn vectors(&self, name: &str, rows: usize, cols: usize) -> WeightId {
+        self.weight(name, Shape::from([rows, cols]), |_| {})
     }
 
     /// [`Graph::vector`] if the file has it.
@@ -256,9 +261,7 @@ impl<'c> Graph<'c> {
         let Value { rows, cols } = self.value(x);
         let (n, k) = self.matrix_shape(w);
         let size = slide.size as usize;
-        self.demand(rows == Rows::Fixed(slide.grid.rows() as u32), || {
-            mismatch("conv2d", self.shape.capacity(rows), slide.grid.rows())
-        });
+        self.over("conv2d", rows, slide.grid);
         self.demand(size > 0 && k == size * size * cols, || mismatch("conv2d", k, size * size * cols));
         if let Some(bias) = bias {
             let len = self.vector_len(bias);
@@ -273,16 +276,16 @@ impl<'c> Graph<'c> {
     }
 
     /// [`Op::Upsample`].
-    pub fn upsample(&self, x: Val, grid: Grid) -> Val {
+    pub fn upsample(&self, x: Val, grid: Grid, to: Grid) -> Val {
         let Value { rows, cols } = self.value(x);
-        let result = grid.rows().checked_mul(4).and_then(|rows| u32::try_from(rows).ok());
-        self.demand(rows == Rows::Fixed(grid.rows() as u32) && result.is_some(), || {
-            mismatch("upsample", self.shape.capacity(rows), grid.rows())
-        });
-        self.push(Op::Upsample { x, grid }, Rows::Fixed(result.unwrap_or(0)), cols)
+        self.over("upsample", rows, grid);
+        let doubles = |from: u32, to: u32| from > 0 && to.div_ceil(2) == from;
+        let sound = grid.images == to.images && doubles(grid.height, to.height) && doubles(grid.width, to.width);
+        self.demand(sound && to.rows() <= u32::MAX as usize, || bad("upsample", "result", format!("{to:?}")));
+        self.push(Op::Upsample { x, grid, to }, Rows::Fixed(to.rows() as u32), cols)
     }
 
-    /// [`Op::Attend`] within sequences of `queries` rows of `q` and `keys` rows of `k` and `v`.
+    /// [`Op::Attend`] within sequences of `queries` rows of `q` and `keys` rows of `k` and `v`, of nothing else.
     #[allow(clippy::too_many_arguments)] // Each is a number of the definition.
     pub fn attend(
         &self,
@@ -295,6 +298,25 @@ impl<'c> Graph<'c> {
         keys: usize,
         causal: bool,
     ) -> Val {
+        self.attend_with(q, k, v, None, heads, scale, queries, keys, causal, None)
+    }
+
+    /// [`Op::Attend`] within sequences of `queries` rows of `q` and `keys` rows of `k` and `v`. Rows that are causal have
+    /// nothing beside them; with a bias there are as many queries as keys, and nothing beside them.
+    #[allow(clippy::too_many_arguments)] // Each is a number of the definition.
+    pub fn attend_with(
+        &self,
+        q: Val,
+        k: Val,
+        v: Val,
+        beside: Option<Beside>,
+        heads: usize,
+        scale: f32,
+        queries: usize,
+        keys: usize,
+        causal: bool,
+        bias: Option<RelativeBias>,
+    ) -> Val {
         let (of_q, of_k) = (self.value(q), self.same("attend", k, v));
         self.demand(of_q.cols == of_k.cols, || mismatch("attend", of_q.cols, of_k.cols));
         self.demand(heads > 0 && of_q.cols.is_multiple_of(heads), || mismatch("attend", of_q.cols, heads));
@@ -305,7 +327,22 @@ impl<'c> Graph<'c> {
         let sequences = |rows, each: usize| self.shape.capacity(rows) / each.max(1);
         let (left, right) = (sequences(of_q.rows, queries), sequences(of_k.rows, keys));
         self.demand(left == right, || mismatch("attend", left, right));
-        self.push(Op::Attend { q, k, v, heads, scale, queries, keys, causal }, of_q.rows, of_q.cols)
+        if let Some(Beside { k, v, keys }) = beside {
+            let more = self.same("attend", k, v);
+            self.demand(more.cols == of_q.cols, || mismatch("attend", of_q.cols, more.cols));
+            self.divides("attend", more.rows, keys);
+            let right = sequences(more.rows, keys);
+            self.demand(left == right, || mismatch("attend", left, right));
+            self.demand(!causal && bias.is_none(), || bad("attend", "keys beside", keys));
+        }
+        if let Some(RelativeBias { table, buckets: Buckets { count, max_distance } }) = bias {
+            let len = self.vector_len(table);
+            self.demand(Some(len) == count.checked_mul(heads), || mismatch("attend", len, count));
+            self.demand(count > 0 && count.is_multiple_of(4), || bad("attend", "buckets", count));
+            self.demand(max_distance > count / 4, || bad("attend", "max_distance", max_distance));
+            self.demand(queries == keys, || mismatch("attend", queries, keys));
+        }
+        self.push(Op::Attend { q, k, v, beside, heads, scale, queries, keys, causal, bias }, of_q.rows, of_q.cols)
     }
 
     /// [`Op::Activate`].
@@ -339,6 +376,46 @@ impl<'c> Graph<'c> {
             mismatch("add_row", self.shape.capacity(of_x.rows), every)
         });
         self.push(Op::AddRow { x, row, every }, of_x.rows, of_x.cols)
+    }
+
+    /// [`Op::Modulate`].
+    pub fn modulate(&self, x: Val, by: Val, shift: usize, scale: usize, every: usize) -> Val {
+        let Value { rows, cols } = self.value(x);
+        for run in [shift, scale] {
+            self.runs("modulate", x, by, run, every);
+        }
+        self.push(Op::Modulate { x, by, shift, scale, every }, rows, cols)
+    }
+
+    /// [`Op::AddGated`].
+    pub fn add_gated(&self, x: Val, y: Val, by: Val, gate: usize, every: usize) -> Val {
+        let Value { rows, cols } = self.same("add_gated", x, y);
+        self.runs("add_gated", x, by, gate, every);
+        self.push(Op::AddGated { x, y, by, gate, every }, rows, cols)
+    }
+
+    /// [`Op::AddCentre`].
+    pub fn add_centre(&self, x: Val, table: WeightId, side: u32, grid: Grid) -> Val {
+        let (Value { rows, cols }, (places, k)) = (self.value(x), self.matrix_shape(table));
+        self.demand(cols == k, || mismatch("add_centre", cols, k));
+        let square = (side as usize).checked_mul(side as usize);
+        self.demand(square == Some(places), || mismatch("add_centre", places, side as usize));
+        self.demand(grid.height <= side, || bad("add_centre", "height", grid.height));
+        self.demand(grid.width <= side, || bad("add_centre", "width", grid.width));
+        self.over("add_centre", rows, grid);
+        self.push(Op::AddCentre { x, table, side, grid }, rows, cols)
+    }
+
+    /// [`Op::Unpatch`].
+    pub fn unpatch(&self, x: Val, grid: Grid, size: u32) -> Val {
+        let Value { rows, cols } = self.value(x);
+        let each = (size as usize).checked_mul(size as usize).filter(|&each| each > 0 && cols.is_multiple_of(each));
+        self.demand(each.is_some(), || mismatch("unpatch", cols, size as usize));
+        self.over("unpatch", rows, grid);
+        let each = each.unwrap_or(1);
+        let result = grid.rows().checked_mul(each).and_then(|rows| u32::try_from(rows).ok());
+        self.demand(result.is_some(), || bad("unpatch", "size", size));
+        self.push(Op::Unpatch { x, grid, size }, Rows::Fixed(result.unwrap_or(0)), cols / each)
     }
 
     /// Ends the recording: lays out the arena and proves the plan.
@@ -375,7 +452,11 @@ impl<'c> Graph<'c> {
         let kept: Vec<Val> = outputs.iter().map(|&(_, val)| val).collect();
         let (spans, arena) = arena::place(&sizes, &steps, &kept)?;
         let outputs = outputs.to_vec();
-        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs, arena, vocab, inputs };
+        let whole = steps.iter().any(|step| match step.op {
+            Op::Attend { k: rows, .. } | Op::GroupNorm { x: rows, .. } => values[rows.index()].rows == Rows::Step,
+            _ => false,
+        });
+        let plan = Plan { shape, weights, kv_layers, values, spans, steps, outputs, arena, vocab, inputs, whole };
         verify(&plan)?;
         Ok(plan)
     }
@@ -403,11 +484,11 @@ impl<'c> Graph<'c> {
         };
         let weight = &mut tape.weights[id.index()];
         mark(weight);
-        let got = &weight.spec.shape;
+        let (got, is_table) = (&weight.spec.shape, weight.as_table && !weight.as_matrix);
         let fits = match want.dims() {
             [len] => crate::value::is_vector_of(got, *len),
             // A kernel of one pixel is a matrix.
-            &[n, k] => *got == want || got.dims() == [n, k, 1, 1],
+            &[n, k] => *got == want || got.dims() == [n, k, 1, 1] || (is_table && got.dims() == [1, n, k]),
             _ => *got == want,
         };
         if !fits {
@@ -429,7 +510,7 @@ impl<'c> Graph<'c> {
     fn matrix_shape(&self, id: WeightId) -> (usize, usize) {
         let tape = self.tape.borrow();
         let weight = &tape.weights[id.index()];
-        let rows = weight.spec.shape.dims().first().copied().unwrap_or(0);
+        let rows = weight.rows();
         (rows, weight.spec.shape.elements().unwrap_or(0) / rows.max(1))
     }
 
@@ -445,6 +526,23 @@ impl<'c> Graph<'c> {
     fn divides(&self, op: &'static str, rows: Rows, each: usize) {
         let count = self.shape.capacity(rows);
         self.demand(each > 0 && count.is_multiple_of(each), || mismatch(op, count, each));
+    }
+
+    /// `by` has a row for `every` rows of `x`, of as many runs of its columns as to have this one.
+    fn runs(&self, op: &'static str, x: Val, by: Val, run: usize, every: usize) {
+        let (of_x, of_by) = (self.value(x), self.value(by));
+        let rows = self.shape.capacity(of_by.rows).checked_mul(every);
+        self.demand(rows == Some(self.shape.capacity(of_x.rows)), || {
+            mismatch(op, self.shape.capacity(of_x.rows), every)
+        });
+        let cols = run.checked_add(1).and_then(|runs| runs.checked_mul(of_x.cols));
+        self.demand(cols.is_some_and(|cols| cols <= of_by.cols), || mismatch(op, of_by.cols, run));
+    }
+
+    /// Rows are the pixels of a grid.
+    fn over(&self, op: &'static str, rows: Rows, grid: Grid) {
+        let count = self.shape.capacity(rows);
+        self.demand(matches!(rows, Rows::Fixed(_)) && count == grid.rows(), || mismatch(op, count, grid.rows()));
     }
 
     fn same(&self, op: &'static str, a: Val, b: Val) -> Value {
@@ -502,13 +600,17 @@ fn check_roles(op: &Op, weights: &[WeightUse]) -> Result<(), PlanError> {
             demand(*w, |weight| weight.as_kernel && !weight.as_matrix && !weight.as_table)?;
             bias.map_or(Ok(()), |bias| demand(bias, WeightUse::is_vector))
         }
+        Op::Attend { bias, .. } => bias.map_or(Ok(()), |bias| demand(bias.table, WeightUse::is_vector)),
+        Op::AddCentre { table, .. } => demand(*table, |weight| weight.as_table),
         Op::Input { .. }
         | Op::Upsample { .. }
-        | Op::Attend { .. }
         | Op::Activate { .. }
         | Op::GluHalves { .. }
         | Op::Concat { .. }
         | Op::AddRow { .. }
+        | Op::Modulate { .. }
+        | Op::AddGated { .. }
+        | Op::Unpatch { .. }
         | Op::KvStore { .. }
         | Op::Attention { .. }
         | Op::Glu { .. }

@@ -112,14 +112,18 @@ pub enum Op {
         /// How it is slid.
         slide: Slide,
     },
-    /// Each pixel four times: images twice as high and wide, by the nearest pixel.
+    /// Each pixel four times, by the nearest pixel: images twice as high and wide, or without the last row or column of
+    /// that.
     Upsample {
         /// `[images * height * width, cols]`.
         x: Val,
         /// The grid of `x`.
         grid: Grid,
+        /// That of the result.
+        to: Grid,
     },
-    /// Attention of the rows of `q` over all rows of `k` and `v` of the same sequence, or over those up to their own place.
+    /// Attention of the rows of `q` over all rows of `k` and `v` of the same sequence, and of what is beside them, or over
+    /// those up to their own place.
     Attend {
         /// `[sequences * queries, heads * head_dim]`.
         q: Val,
@@ -127,6 +131,8 @@ pub enum Op {
         k: Val,
         /// As `k`.
         v: Val,
+        /// More keys and values that each sequence sees.
+        beside: Option<Beside>,
         /// Heads.
         heads: usize,
         /// Factor on the scores.
@@ -137,6 +143,8 @@ pub enum Op {
         keys: usize,
         /// Whether a row sees only what is not behind it.
         causal: bool,
+        /// What is added to the scores.
+        bias: Option<RelativeBias>,
     },
     /// `activation(x)`.
     Activate {
@@ -167,6 +175,55 @@ pub enum Op {
         row: Val,
         /// Rows that get the same.
         every: usize,
+    },
+    /// `x * (1 + scale) + shift`, where scale and shift are columns of a row for each of as many rows: row `i / every` of
+    /// `by` for row `i` of `x` (Peebles & Xie 2022, arXiv:2212.09748).
+    Modulate {
+        /// `[rows * every, cols]`.
+        x: Val,
+        /// `[rows, runs * cols]`.
+        by: Val,
+        /// Which run of columns of `by` is the shift.
+        shift: usize,
+        /// Which is the scale.
+        scale: usize,
+        /// Rows that get the same.
+        every: usize,
+    },
+    /// `x + gate * y`, where the gate is columns of a row for each of as many rows: row `i / every` of `by` for row `i` of
+    /// `x` and `y`.
+    AddGated {
+        /// `[rows * every, cols]`.
+        x: Val,
+        /// As `x`.
+        y: Val,
+        /// `[rows, runs * cols]`.
+        by: Val,
+        /// Which run of columns of `by` is the gate.
+        gate: usize,
+        /// Rows that get the same.
+        every: usize,
+    },
+    /// Rows of a table added that stand for places of a square, row of places after row of places: to each image those in
+    /// its middle ([`centre`]).
+    AddCentre {
+        /// `[images * height * width, cols]`.
+        x: Val,
+        /// `[side * side, cols]`.
+        table: WeightId,
+        /// Places of a row of the square.
+        side: u32,
+        /// The grid of `x`.
+        grid: Grid,
+    },
+    /// Each pixel becomes `size * size` pixels, row after row of them: the runs of its columns.
+    Unpatch {
+        /// `[images * height * width, size * size * cols]`.
+        x: Val,
+        /// The grid of `x`.
+        grid: Grid,
+        /// Pixels of a row of what a pixel becomes.
+        size: u32,
     },
     /// `activation(gate) * up` (Shazeer 2020, arXiv:2002.05202).
     Glu {
@@ -220,6 +277,55 @@ pub enum Activation {
     Relu,
 }
 
+/// Keys and values of another stream beside those of [`Op::Attend`], without being copied there: of the prompt beside
+/// the image's (Esser et al. 2024, arXiv:2403.03206).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Beside {
+    /// `[sequences * keys, heads * head_dim]`.
+    pub k: Val,
+    /// As `k`.
+    pub v: Val,
+    /// Rows of a sequence.
+    pub keys: usize,
+}
+
+/// What is added to a score for the distance from the query to the key, a number for each head (Raffel et al. 2019,
+/// arXiv:1910.10683).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelativeBias {
+    /// `[buckets, heads]`.
+    pub table: WeightId,
+    /// Which of its rows a distance has.
+    pub buckets: Buckets,
+}
+
+/// Distances in both directions, divided into buckets: half of them for keys at the query's place and before it, half for
+/// those behind it. Of each half, one half are the shortest distances one by one, the other ever wider ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Buckets {
+    /// How many; a multiple of 4.
+    pub count: usize,
+    /// The distance from which on all share one bucket; more than a quarter of the buckets.
+    pub max_distance: usize,
+}
+
+impl Buckets {
+    /// The bucket of a key at `key` for a query at `query`.
+    pub fn of(&self, query: usize, key: usize) -> usize {
+        let half = self.count / 2;
+        let exact = half / 2;
+        let side = if key > query { half } else { 0 };
+        let distance = key.abs_diff(query);
+        if distance < exact {
+            return side + distance;
+        }
+        let ratio = |of: usize| (of as f64 / exact.max(1) as f64).ln();
+        // A distance at which a range begins is not to fall short of it by rounding.
+        let range = ratio(distance) / ratio(self.max_distance) * (half - exact) as f64 + 1e-9;
+        side + (exact + range as usize).min(half.saturating_sub(1))
+    }
+}
+
 /// What of a step names rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Index {
@@ -227,6 +333,14 @@ pub enum Index {
     Token,
     /// Their positions.
     Position,
+}
+
+/// The place in a square of `side` by `side` places that a pixel has when the image lies in its middle; where halves do not
+/// come out even, above and to the left of it. The image is no larger than the square.
+pub const fn centre(side: u32, grid: Grid, pixel: usize) -> usize {
+    let (side, width, height) = (side as usize, grid.width as usize, grid.height as usize);
+    let (top, left) = ((side - height) / 2, (side - width) / 2);
+    (top + pixel / width) * side + left + pixel % width
 }
 
 /// How a kernel is slid over a grid.
@@ -328,6 +442,10 @@ impl Op {
             Op::GluHalves { .. } => "glu_halves",
             Op::Concat { .. } => "concat",
             Op::AddRow { .. } => "add_row",
+            Op::Modulate { .. } => "modulate",
+            Op::AddGated { .. } => "add_gated",
+            Op::AddCentre { .. } => "add_centre",
+            Op::Unpatch { .. } => "unpatch",
             Op::Glu { .. } => "glu",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
@@ -338,8 +456,10 @@ impl Op {
 
     /// The values the operation reads.
     pub fn inputs(&self) -> impl Iterator<Item = Val> + use<> {
-        let (a, b, c) = match *self {
-            Op::Input { .. } | Op::Embed { .. } => (None, None, None),
+        let one = |x| [Some(x), None, None, None, None];
+        let two = |a, b| [Some(a), Some(b), None, None, None];
+        let read = match *self {
+            Op::Input { .. } | Op::Embed { .. } => [None; 5],
             Op::RmsNorm { x, .. }
             | Op::LayerNorm { x, .. }
             | Op::GroupNorm { x, .. }
@@ -351,15 +471,21 @@ impl Op {
             | Op::Rope { x, .. }
             | Op::Scale { x, .. }
             | Op::Softcap { x, .. }
-            | Op::TakeRows { x } => (Some(x), None, None),
-            Op::Attention { q, .. } => (Some(q), None, None),
-            Op::Attend { q, k, v, .. } => (Some(q), Some(k), Some(v)),
-            Op::KvStore { k, v, .. } => (Some(k), Some(v), None),
-            Op::Glu { gate, up, .. } => (Some(gate), Some(up), None),
-            Op::Add { a, b } | Op::Concat { a, b } => (Some(a), Some(b), None),
-            Op::AddRow { x, row, .. } => (Some(x), Some(row), None),
+            | Op::AddCentre { x, .. }
+            | Op::Unpatch { x, .. }
+            | Op::TakeRows { x } => one(x),
+            Op::Attention { q, .. } => one(q),
+            Op::Attend { q, k, v, beside, .. } => {
+                [Some(q), Some(k), Some(v), beside.map(|more| more.k), beside.map(|more| more.v)]
+            }
+            Op::KvStore { k, v, .. } => two(k, v),
+            Op::Glu { gate, up, .. } => two(gate, up),
+            Op::Add { a, b } | Op::Concat { a, b } => two(a, b),
+            Op::AddRow { x, row, .. } => two(x, row),
+            Op::Modulate { x, by, .. } => two(x, by),
+            Op::AddGated { x, y, by, .. } => [Some(x), Some(y), Some(by), None, None],
         };
-        a.into_iter().chain(b).chain(c)
+        read.into_iter().flatten()
     }
 
     /// The input whose memory the result may take over when nothing reads it later: each output element depends on
@@ -370,7 +496,9 @@ impl Op {
             | Op::Scale { x, .. }
             | Op::Softcap { x, .. }
             | Op::Activate { x, .. }
-            | Op::AddRow { x, .. } => Some(x),
+            | Op::AddRow { x, .. }
+            | Op::Modulate { x, .. }
+            | Op::AddGated { x, .. } => Some(x),
             Op::Glu { gate, .. } => Some(gate),
             Op::Add { a, .. } => Some(a),
             Op::Input { .. }
@@ -383,6 +511,8 @@ impl Op {
             | Op::Attend { .. }
             | Op::GluHalves { .. }
             | Op::Concat { .. }
+            | Op::AddCentre { .. }
+            | Op::Unpatch { .. }
             | Op::MatMul { .. }
             | Op::KvStore { .. }
             | Op::Attention { .. }
@@ -407,6 +537,10 @@ impl Op {
             | Op::GluHalves { .. }
             | Op::Concat { .. }
             | Op::AddRow { .. }
+            | Op::Modulate { .. }
+            | Op::AddGated { .. }
+            | Op::AddCentre { .. }
+            | Op::Unpatch { .. }
             | Op::MatMul { .. }
             | Op::Rope { .. }
             | Op::Glu { .. }
@@ -440,12 +574,25 @@ impl fmt::Display for Op {
                 write!(f, " {w} {images}x{height}x{width} size={size} stride={stride} zeros={before},{after}")?;
                 bias.map_or(Ok(()), |b| write!(f, " +{b}"))
             }
-            Op::Upsample { grid: Grid { images, height, width }, .. } => write!(f, " {images}x{height}x{width}"),
-            Op::Attend { heads, scale, queries, keys, causal, .. } => {
-                write!(f, " heads={heads} scale={scale} {queries}x{keys}{}", if *causal { " causal" } else { "" })
+            Op::Upsample { to: Grid { images, height, width }, .. } => write!(f, " -> {images}x{height}x{width}"),
+            Op::Attend { heads, scale, queries, keys, beside, causal, bias, .. } => {
+                write!(f, " heads={heads} scale={scale} {queries}x{keys}")?;
+                beside.map_or(Ok(()), |more| write!(f, "+{}", more.keys))?;
+                bias.map_or(Ok(()), |RelativeBias { table, buckets: Buckets { count, max_distance } }| {
+                    write!(f, " +{table} buckets={count} distance={max_distance}")
+                })?;
+                f.write_str(if *causal { " causal" } else { "" })
             }
             Op::Activate { activation, .. } | Op::GluHalves { activation, .. } => write!(f, " {activation:?}"),
             Op::AddRow { every, .. } => write!(f, " every={every}"),
+            Op::Modulate { shift, scale, every, .. } => write!(f, " shift={shift} scale={scale} every={every}"),
+            Op::AddGated { gate, every, .. } => write!(f, " gate={gate} every={every}"),
+            Op::AddCentre { table, side, grid: Grid { images, height, width }, .. } => {
+                write!(f, " {table} side={side} {images}x{height}x{width}")
+            }
+            Op::Unpatch { grid: Grid { images, height, width }, size, .. } => {
+                write!(f, " {images}x{height}x{width} size={size}")
+            }
             Op::RmsNorm { weight, eps, group, .. } => write!(f, " {weight} eps={eps} group={group}"),
             Op::MatMul { w, bias, .. } => {
                 write!(f, " {w}")?;

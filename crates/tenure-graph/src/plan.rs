@@ -21,6 +21,7 @@ pub struct Plan {
     pub(crate) arena: ByteSize,
     pub(crate) vocab: Option<usize>,
     pub(crate) inputs: Vec<(InputId, Val)>,
+    pub(crate) whole: bool,
 }
 
 /// One step of a plan.
@@ -116,6 +117,11 @@ impl Plan {
     /// The number of tokens the embedding knows, if there is one; every token of a step is below it.
     pub const fn vocab(&self) -> Option<usize> {
         self.vocab
+    }
+
+    /// Whether every step must have all rows of the shape: rows are computed from others of the same step.
+    pub const fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// What comes with a step beside tokens.

@@ -99,12 +99,12 @@ pub struct Grid {
 impl Grid {
     /// Pixels of all images.
     pub const fn rows(self) -> usize {
-        self.images as usize * self.pixels()
+        (self.images as usize).saturating_mul(self.pixels())
     }
 
     /// Pixels of one image.
     pub const fn pixels(self) -> usize {
-        self.height as usize * self.width as usize
+        (self.height as usize).saturating_mul(self.width as usize)
     }
 }
 
@@ -129,7 +129,12 @@ impl WeightUse {
 
     /// Rows of a matrix or table, results of a kernel; 1 for a vector.
     pub fn rows(&self) -> usize {
-        if self.is_vector() { 1 } else { self.spec.shape.dims().first().copied().unwrap_or(0) }
+        match self.spec.shape.dims() {
+            _ if self.is_vector() => 1,
+            // A table may be written with a leading one.
+            &[1, rows, _] | &[rows, ..] => rows,
+            [] => 0,
+        }
     }
 
     /// Elements of one row.
@@ -198,6 +203,12 @@ index!(KvLayerId, "kv");
 pub trait WeightCatalog {
     /// The tensor of that name, if the file has it.
     fn find(&self, name: &str) -> Option<&TensorSpec>;
+}
+
+impl WeightCatalog for Vec<TensorSpec> {
+    fn find(&self, name: &str) -> Option<&TensorSpec> {
+        self.iter().find(|spec| spec.name == name)
+    }
 }
 
 /// Shapes of vectors may be written with leading ones.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tenure_device::{Exec, LastStep, Lease, RunError, StepInputs, Stop, check_all};
-use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId};
+use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId, centre};
 
 use crate::layout::Scratch;
 use crate::lower::{Lowered, MatMulOp, Phase, RowOp};
@@ -21,7 +21,7 @@ use crate::simd::float::Out;
 use crate::simd::{Isa, float, panels};
 use crate::top::top;
 
-use image::attend_units;
+use image::{attend_units, unpatched};
 
 mod attention;
 mod image;
@@ -111,8 +111,11 @@ impl Exec for Interpreter {
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let place = self.last.check_read(&self.plan, output, row, into.len())?;
         let (_, val) = self.plan.outputs()[place];
-        // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
-        into.copy_from_slice(unsafe { self.row(val, row) });
+        let cols = self.plan.value(val).cols;
+        for (at, into) in into.chunks_exact_mut(cols).enumerate() {
+            // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
+            into.copy_from_slice(unsafe { self.row(val, row + at) });
+        }
         Ok(())
     }
 
@@ -295,9 +298,8 @@ impl Run<'_> {
                 out.copy_from_slice(read(x));
                 float::scale_shift(isa, out, factors, terms);
             }
-            RowOp::Upsample { x, grid, out } => {
-                let (width, height) = (2 * grid.width as usize, 2 * grid.height as usize);
-                let (image, at) = (row / (width * height), row % (width * height));
+            RowOp::Upsample { x, grid, to, out } => {
+                let (width, image, at) = (to.width as usize, row / to.pixels(), row % to.pixels());
                 let from = image * grid.pixels() + at / width / 2 * grid.width as usize + at % width / 2;
                 // SAFETY: a row of the smaller grid; the phase writes nothing of it.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });
@@ -319,6 +321,31 @@ impl Run<'_> {
                 // SAFETY: there are as many rows as `every` divides this value's; the phase writes none of them.
                 let added = unsafe { me.row(added, row / every) };
                 float::add(isa, in_place(x, out), added);
+            }
+            RowOp::Modulate { x, by, shift, scale, every, out } => {
+                let out = in_place(x, out);
+                // SAFETY: as for `AddRow`.
+                let by = unsafe { me.row(by, row / every) };
+                let cols = out.len();
+                float::modulate(isa, out, &by[scale * cols..][..cols], &by[shift * cols..][..cols]);
+            }
+            RowOp::AddGated { x, y, by, gate, every, out } => {
+                let out = in_place(x, out);
+                // SAFETY: as for `AddRow`.
+                let by = unsafe { me.row(by, row / every) };
+                float::add_gated(isa, out, read(y), &by[gate * out.len()..][..out.len()]);
+            }
+            RowOp::AddCentre { x, table, side, grid, out } => {
+                let out = write(out);
+                me.weight(table).look_up(centre(side, grid, row % grid.pixels()), out);
+                float::add(isa, out, read(x));
+            }
+            RowOp::Unpatch { x, grid, size, out } => {
+                let (out, size) = (write(out), size as usize);
+                let (from, run) = unpatched(grid, size, row);
+                // SAFETY: a row of the smaller grid; the phase writes nothing of it.
+                let x = unsafe { me.row(x, from) };
+                out.copy_from_slice(&x[run * out.len()..][..out.len()]);
             }
             RowOp::Quantize { x } => {
                 let x = read(x);

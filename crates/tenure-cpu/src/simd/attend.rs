@@ -3,9 +3,11 @@
 
 use std::ops::Range;
 
+use tenure_graph::Buckets;
+
 use crate::simd::Isa;
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
-use crate::simd::float::{Out, product, scale};
+use crate::simd::float::{Out, add, product, scale};
 
 /// Queries computed together.
 pub const QUERIES: usize = 64;
@@ -21,12 +23,45 @@ pub struct HeadRows<'a> {
     pub stride: usize,
 }
 
-/// Floats of scratch that one call needs.
-pub const fn scratch_floats(head_dim: usize) -> usize {
-    QUERIES * KEYS + KEYS * head_dim + 2 * QUERIES * head_dim + 2 * QUERIES
+/// One head's keys and values.
+#[derive(Clone, Copy)]
+pub struct Keys<'a> {
+    /// The keys.
+    pub k: HeadRows<'a>,
+    /// The values.
+    pub v: HeadRows<'a>,
+    /// Rows of each.
+    pub count: usize,
 }
 
-/// Attention of the queries in `range`, of `q`, over `keys` rows of `k` and `v`, or over those up to a query's own place.
+impl Keys<'_> {
+    /// None.
+    pub const NONE: Self =
+        Keys { k: HeadRows { rows: &[], stride: 0 }, v: HeadRows { rows: &[], stride: 0 }, count: 0 };
+}
+
+/// What is added to one head's scores for the distance of key and query.
+pub struct Bias<'a> {
+    /// Which distances share a row of the table.
+    pub buckets: Buckets,
+    /// `[buckets, heads]`.
+    pub table: &'a [f32],
+    /// Columns of the table.
+    pub heads: usize,
+    /// This head's.
+    pub head: usize,
+}
+
+/// Floats of scratch that one call needs.
+pub const fn scratch_floats(head_dim: usize) -> usize {
+    QUERIES * KEYS + KEYS * head_dim + 2 * QUERIES * head_dim + 2 * QUERIES + DISTANCES
+}
+
+/// Distances from the queries of a tile to its keys.
+const DISTANCES: usize = QUERIES + KEYS;
+
+/// Attention of the queries in `range`, of `q`, over the keys and values of all spans, which stand one behind the other, or
+/// over those up to a query's own place.
 ///
 /// # Safety
 /// `out` is valid for `head_dim` floats of so many rows, `stride` apart, and nobody else touches them meanwhile.
@@ -34,32 +69,47 @@ pub const fn scratch_floats(head_dim: usize) -> usize {
 pub unsafe fn attend(
     isa: Isa,
     q: HeadRows<'_>,
-    k: HeadRows<'_>,
-    v: HeadRows<'_>,
+    spans: &[Keys<'_>],
     head_dim: usize,
     factor: f32,
     range: Range<usize>,
-    keys: usize,
     causal: bool,
+    bias: Option<&Bias<'_>>,
     scratch: &mut [f32],
     out: Out,
 ) {
     let count = range.len();
     let need = |rows: usize, of: &HeadRows<'_>| rows == 0 || (rows - 1) * of.stride + head_dim <= of.rows.len();
-    assert!(count <= QUERIES && need(range.end, &q) && need(keys, &k) && need(keys, &v));
+    assert!(count <= QUERIES && need(range.end, &q));
+    assert!(spans.iter().all(|keys| need(keys.count, &keys.k) && need(keys.count, &keys.v)));
     assert!(scratch.len() >= scratch_floats(head_dim) && out.features == head_dim);
     let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
     let (turned, rest) = rest.split_at_mut(KEYS * head_dim);
     let (sums, rest) = rest.split_at_mut(QUERIES * head_dim);
     let (parts, rest) = rest.split_at_mut(QUERIES * head_dim);
-    let (largest, weights) = rest.split_at_mut(QUERIES);
+    let (largest, rest) = rest.split_at_mut(QUERIES);
+    let (weights, biases) = rest.split_at_mut(QUERIES);
     sums[..count * head_dim].fill(0.0);
     largest[..count].fill(f32::NEG_INFINITY);
     weights[..count].fill(0.0);
 
-    let last = if causal { keys.min(range.end) } else { keys };
-    for first in (0..last).step_by(KEYS) {
-        let here = KEYS.min(last - first);
+    // Each tile of keys, its own first row, and its place among the keys of all spans.
+    let ends = spans.iter().scan(0, |end, keys| {
+        *end += keys.count;
+        Some(*end)
+    });
+    let tiles = spans.iter().zip(ends).flat_map(|(keys, end)| {
+        let before = end - keys.count;
+        let last = if causal { keys.count.min(range.end.saturating_sub(before)) } else { keys.count };
+        (0..last).step_by(KEYS).map(move |first| (keys.k, keys.v, first, KEYS.min(last - first), before + first))
+    });
+    for (k, v, first, here, place) in tiles {
+        if let Some(bias) = bias {
+            // From the last query's distances to the first's.
+            for (at, to) in biases[..here + count - 1].iter_mut().enumerate() {
+                *to = bias.table[bias.buckets.of(range.end - 1, place + at) * bias.heads + bias.head];
+            }
+        }
         // SAFETY: the rows were checked; the scores have room.
         unsafe {
             let (from_q, from_k) = (q.rows.as_ptr().add(range.start * q.stride), k.rows.as_ptr().add(first * k.stride));
@@ -68,7 +118,7 @@ pub unsafe fn attend(
         }
         for (at, row) in scores.chunks_exact_mut(KEYS).take(count).enumerate() {
             let (seen, behind) = row.split_at_mut(here);
-            let seen_keys = if causal { (range.start + at + 1).saturating_sub(first).min(here) } else { here };
+            let seen_keys = if causal { (range.start + at + 1).saturating_sub(place).min(here) } else { here };
             let (seen, hidden) = seen.split_at_mut(seen_keys);
             hidden.fill(0.0);
             behind.fill(0.0);
@@ -76,6 +126,9 @@ pub unsafe fn attend(
                 continue;
             }
             scale(isa, seen, factor);
+            if bias.is_some() {
+                add(isa, seen, &biases[count - 1 - at..][..seen_keys]);
+            }
             let before = largest[at];
             let now = dispatch(isa, Largest { x: seen, least: before });
             let sum = dispatch(isa, Exponentials { x: seen, largest: now });
@@ -97,7 +150,7 @@ pub unsafe fn attend(
             let out = Out { base: parts.as_mut_ptr(), stride: head_dim, features: head_dim };
             product(isa, turned.as_ptr(), KEYS, scores.as_ptr(), KEYS, count, here, out);
         }
-        crate::simd::float::add(isa, &mut sums[..count * head_dim], &parts[..count * head_dim]);
+        add(isa, &mut sums[..count * head_dim], &parts[..count * head_dim]);
     }
     for (at, sum) in sums.chunks_exact_mut(head_dim).take(count).enumerate() {
         scale(isa, sum, 1.0 / weights[at]);
@@ -178,51 +231,100 @@ mod tests {
     use super::*;
     use crate::simd::float::testing::{Random, assert_close};
 
+    /// Spans of keys, as the definition has them.
+    struct Case {
+        queries: usize,
+        spans: [usize; 2],
+        head_dim: usize,
+        causal: bool,
+        bias: Option<(usize, usize)>,
+    }
+
+    fn head_of(first: usize, stride: usize) -> impl Fn(&[f32]) -> HeadRows<'_> {
+        move |rows| HeadRows { rows: rows.get(first..).unwrap_or(&[]), stride }
+    }
+
+    /// By comparing powers, without logarithms: `distance` is in range `n` of `ranges` from `exact * ratio^(n / ranges)` on.
+    fn bucket(query: i64, key: i64, of: Buckets) -> usize {
+        let (half, exact) = (of.count / 2, of.count / 4);
+        let distance = (key - query).unsigned_abs() as usize;
+        let ranges = (half - exact) as i32;
+        let begins = |n: usize| -> bool {
+            (distance as f64 / exact as f64).powi(ranges) >= (of.max_distance as f64 / exact as f64).powi(n as i32)
+        };
+        let range = (1..half - exact).rev().find(|&n| begins(n)).unwrap_or(0);
+        let within = if distance < exact { distance } else { exact + range };
+        if key > query { half + within } else { within }
+    }
+
     #[test]
     fn matches_the_definition() {
+        let case = |queries, spans, head_dim, causal, bias| Case { queries, spans, head_dim, causal, bias };
+        let cases = [
+            case(1, [1, 0], 1, false, None),
+            case(3, [200, 0], 40, false, None),
+            case(130, [77, 0], 8, false, None),
+            case(77, [77, 0], 64, true, None),
+            case(150, [150, 0], 33, true, None),
+            case(66, [129, 1], 16, false, None),
+            case(5, [3, 300], 7, false, None),
+            case(131, [128, 131], 24, false, None),
+            case(1, [1, 0], 5, false, Some((32, 128))),
+            case(300, [300, 0], 8, false, Some((32, 128))),
+            case(129, [129, 0], 17, true, Some((8, 20))),
+            case(65, [65, 0], 3, false, Some((4, 2))),
+        ];
         let mut random = Random::new(21);
         for isa in Isa::available() {
-            for (queries, keys, head_dim, causal) in
-                [(1, 1, 1, false), (3, 200, 40, false), (130, 77, 8, false), (77, 77, 64, true), (150, 150, 33, true)]
-            {
+            for Case { queries, spans, head_dim, causal, bias } in &cases {
+                let (queries, head_dim, causal) = (*queries, *head_dim, *causal);
                 let (heads, head) = (3, 1);
                 let stride = heads * head_dim;
                 let q = random.floats(queries * stride, 2.0);
-                let k = random.floats(keys * stride, 2.0);
-                let v = random.floats(keys * stride, 1.0);
-                let rows = |of: &'_ [f32]| -> Vec<f32> { of[head * head_dim..].to_vec() };
-                let (q_rows, k_rows, v_rows) = (rows(&q), rows(&k), rows(&v));
-                let on = |rows| HeadRows { rows, stride };
-                let mut got = vec![f32::NAN; queries * head_dim];
+                let pairs = spans.map(|keys| (random.floats(keys * stride, 2.0), random.floats(keys * stride, 1.0)));
+                let table = bias.map_or(vec![], |(buckets, _)| random.floats(buckets * heads, 2.0));
+                let bias = bias.map(|(count, max_distance)| {
+                    let buckets = Buckets { count, max_distance };
+                    Bias { buckets, table: &table, heads, head }
+                });
+                let on = head_of(head * head_dim, stride);
+                let mut got = vec![-7.0f32; queries * (head_dim + 2)];
+                got.chunks_exact_mut(head_dim + 2).for_each(|row| row[..head_dim].fill(f32::NAN));
                 let mut scratch = vec![f32::NAN; scratch_floats(head_dim)];
                 for first in (0..queries).step_by(QUERIES) {
                     let range = first..queries.min(first + QUERIES);
+                    let keys = [0, 1].map(|at| Keys { k: on(&pairs[at].0), v: on(&pairs[at].1), count: spans[at] });
                     // SAFETY: the vector has room for all rows.
                     unsafe {
-                        let base = got.as_mut_ptr().add(first * head_dim);
-                        let out = Out { base, stride: head_dim, features: head_dim };
-                        let (q, k, v) = (on(&q_rows[..]), on(&k_rows[..]), on(&v_rows[..]));
-                        attend(isa, q, k, v, head_dim, 0.3, range, keys, causal, &mut scratch, out);
+                        let base = got.as_mut_ptr().add(first * (head_dim + 2));
+                        let out = Out { base, stride: head_dim + 2, features: head_dim };
+                        attend(isa, on(&q), &keys, head_dim, 0.3, range, causal, bias.as_ref(), &mut scratch, out);
                     }
                 }
+                let beside = got.chunks_exact(head_dim + 2).flat_map(|row| &row[head_dim..]);
+                assert!(beside.into_iter().all(|&x| x == -7.0), "elements beside the head stay");
+                let got: Vec<f32> = got.chunks_exact(head_dim + 2).flat_map(|row| row[..head_dim].to_vec()).collect();
+                let (k, v) = ([&pairs[0].0[..], &pairs[1].0].concat(), [&pairs[0].1[..], &pairs[1].1].concat());
+                let at = |of: &[f32], row: usize, d: usize| f64::from(of[row * stride + head * head_dim + d]);
                 let mut want = Vec::new();
                 for i in 0..queries {
-                    let seen = if causal { i + 1 } else { keys };
+                    let seen = if causal { i + 1 } else { spans[0] + spans[1] };
                     let score = |j: usize| -> f64 {
-                        (0..head_dim)
-                            .map(|d| f64::from(q_rows[i * stride + d]) * f64::from(k_rows[j * stride + d]))
-                            .sum::<f64>()
-                            * f64::from(0.3f32)
+                        let product: f64 = (0..head_dim).map(|d| at(&q, i, d) * at(&k, j, d)).sum();
+                        let add = bias.as_ref().map_or(0.0, |bias| {
+                            f64::from(table[bucket(i as i64, j as i64, bias.buckets) * heads + head])
+                        });
+                        product * f64::from(0.3f32) + add
                     };
                     let scores: Vec<f64> = (0..seen).map(score).collect();
                     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                     let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
                     for d in 0..head_dim {
-                        let weighted = |(j, s): (usize, &f64)| (s - largest).exp() * f64::from(v_rows[j * stride + d]);
+                        let weighted = |(j, s): (usize, &f64)| (s - largest).exp() * at(&v, j, d);
                         want.push(scores.iter().enumerate().map(weighted).sum::<f64>() / sum);
                     }
                 }
-                assert_close(&got, &want, 1e-5, 1e-5, &format!("{isa:?} {queries} {keys} {head_dim} {causal}"));
+                assert_close(&got, &want, 1e-5, 1e-5, &format!("{isa:?} {queries} {spans:?} {head_dim} {causal}"));
             }
         }
     }
@@ -236,7 +338,8 @@ mod tests {
             // SAFETY: one row.
             unsafe {
                 let to = Out { base: out.as_mut_ptr(), stride: 8, features: 8 };
-                attend(isa, on(&q), on(&k), on(&q), 8, 1.0, 0..1, 1, false, &mut scratch, to);
+                let keys = Keys { k: on(&k), v: on(&q), count: 1 };
+                attend(isa, on(&q), &[keys], 8, 1.0, 0..1, false, None, &mut scratch, to);
             }
             assert!(out.iter().all(|x| x.is_nan()), "{isa:?}");
         }

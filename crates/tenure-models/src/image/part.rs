@@ -82,6 +82,11 @@ impl PartWeights {
         Ok(self.named(name)?.read_at(&self.store, offset, buf)?)
     }
 
+    /// Whether the bytes of the tensor called `name` lie in the file as they are, in one piece.
+    pub fn is_contiguous(&self, name: &str) -> bool {
+        self.view(name).is_some_and(View::is_contiguous)
+    }
+
     /// The bytes of the tensor called `name`, mapped into memory; `None` where they do not lie in the file as they are, in
     /// one piece. See [`WeightStore::map`] for what it trusts.
     ///

@@ -136,6 +136,11 @@ impl View {
         Ok(store.map(source, trust)?.part(piece.start, piece.len))
     }
 
+    /// Whether its bytes lie in the file as they are, in one piece.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        matches!(self.form, Form::Pieces([_, Piece { len: 0, .. }]))
+    }
+
     /// Its size.
     pub(crate) fn bytes(&self) -> u64 {
         self.spec.bytes().map_or(0, |bytes| bytes.get())

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
+use tenure_graph::{Beside, Grid};
+
 use crate::lower::{AttendOp, ConvOp, GroupOp, STAT_ROWS};
 use crate::raw::claims::Claims;
 use crate::raw::team::Member;
-use crate::simd::attend::{HeadRows, QUERIES, attend, scratch_floats};
+use crate::simd::attend::{Bias, HeadRows, Keys, QUERIES, attend, scratch_floats};
 use crate::simd::float::{self, Out};
 
 use super::{Interpreter, Run};
@@ -21,6 +23,14 @@ const UNITS: usize = 4;
 /// Parts of an attention without a cache that are claimed separately.
 pub(super) fn attend_units(op: &AttendOp) -> usize {
     op.sequences * op.heads * op.queries.div_ceil(QUERIES)
+}
+
+/// The row of `x` that a pixel of [`tenure_graph::Op::Unpatch`] comes from, and which run of its columns.
+pub(super) fn unpatched(grid: Grid, size: usize, row: usize) -> (usize, usize) {
+    let width = grid.width as usize * size;
+    let (line, column) = (row / width, row % width);
+    // Lines of one image follow those of the image before it.
+    (line / size * grid.width as usize + column / size, line % size * size + column % size)
 }
 
 impl Run<'_> {
@@ -121,14 +131,19 @@ impl Run<'_> {
                 let rows = unsafe { std::slice::from_raw_parts(base.add(sequence * count * cols), count * cols) };
                 HeadRows { rows: &rows[head * head_dim..], stride: cols }
             };
+            let keys = |k, v, count| Keys { k: on(k, count), v: on(v, count), count };
+            let more = op.beside.map(|Beside { k, v, keys: count }| keys(k, v, count));
+            let spans = [keys(op.k, op.v, op.keys), more.unwrap_or(Keys::NONE)];
+            let bias =
+                op.bias.map(|bias| Bias { buckets: bias.buckets, table: me.vector(bias.table), heads: op.heads, head });
             let range = first..op.queries.min(first + QUERIES);
             let (base, _) = me.value(op.out);
             // SAFETY: the head's columns of these rows, which this member alone has.
             unsafe {
                 let base = base.add((sequence * op.queries + first) * cols + head * head_dim);
                 let out = Out { base, stride: cols, features: head_dim };
-                let (q, k, v) = (on(op.q, op.queries), on(op.k, op.keys), on(op.v, op.keys));
-                attend(me.isa, q, k, v, head_dim, op.scale, range, op.keys, op.causal, scratch, out);
+                let q = on(op.q, op.queries);
+                attend(me.isa, q, &spans, head_dim, op.scale, range, op.causal, bias.as_ref(), scratch, out);
             }
         }
     }

@@ -15,7 +15,7 @@ mod rope;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use elementwise::{activate, add, glu, scale, scale_shift, softcap};
+pub use elementwise::{activate, add, add_gated, glu, modulate, scale, scale_shift, softcap};
 pub(crate) use matmul::product;
 pub use matmul::{MOST_SIZE, Out, conv2d, has_kernel, matmul};
 pub use norm::{group_factors, group_sums, layer_norm, rms_norm};
