@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tenure_graph::{Grid, Plan, WeightCatalog};
 use tenure_models::image::{
-    DenoiserConfig, ImageFamily, ImageModel, ImagePaths, Part, PartWeights, Prediction, record_clip, record_unet,
-    record_vae_decoder, record_vae_encoder,
+    DenoiserConfig, ImageFamily, ImageModel, ImagePaths, MmditConfig, Part, PartWeights, Prediction, record_clip,
+    record_mmdit, record_t5, record_unet, record_vae_decoder, record_vae_encoder,
 };
 use tenure_tensor::DType;
 use tenure_weights::TrustFile;
@@ -143,14 +143,18 @@ fn record(opened: &ImageModel, weights: &PartWeights) {
             record_vae_decoder(weights, latents).expect("complete"),
             record_vae_encoder(weights, pixels).expect("complete"),
         ],
-        (Part::T5 | Part::Taesd, _) | (Part::Denoiser, DenoiserConfig::Mmdit(_)) => return,
+        (Part::Denoiser, DenoiserConfig::Mmdit(facts)) => {
+            let mmdit = MmditConfig { heads: facts.heads, skipped: Vec::new() };
+            vec![record_mmdit(weights, &mmdit, latents, 77).expect("complete")]
+        }
+        (Part::T5, _) => vec![record_t5(weights, 77, 1).expect("complete")],
+        (Part::Taesd, _) => return,
     };
     let read: BTreeSet<&str> =
         plans.iter().flat_map(|plan| plan.weights()).map(|weight| weight.spec.name.as_str()).collect();
     let unread: Vec<&str> =
         weights.tensors().map(|spec| spec.name.as_str()).filter(|name| !read.contains(name)).collect();
-    // Projections are computed elsewhere.
-    assert!(unread.iter().all(|name| *name == "text_projection.weight"), "{unread:?}");
+    assert_eq!(unread, [""; 0], "{}", weights.part());
 }
 
 fn grid(height: u32, width: u32) -> Grid {

@@ -200,4 +200,3 @@ fn side_by_side(encoded: &[Conditioning], tokens: usize) -> Vec<f32> {
 pub(crate) fn size_ids(width: usize, height: usize) -> [f32; 6] {
     [height as f32, width as f32, 0.0, 0.0, height as f32, width as f32]
 }
-
