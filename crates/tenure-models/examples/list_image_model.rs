@@ -5,8 +5,8 @@ use std::error::Error;
 
 use tenure_graph::Grid;
 use tenure_models::image::{
-    DenoiserConfig, ImageModel, ImagePaths, Part, record_clip, record_taesd_decoder, record_taesd_encoder, record_unet,
-    record_vae_decoder, record_vae_encoder,
+    DenoiserConfig, ImageModel, ImagePaths, MmditConfig, Part, record_clip, record_mmdit, record_t5,
+    record_taesd_decoder, record_taesd_encoder, record_unet, record_vae_decoder, record_vae_encoder,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -38,7 +38,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             (Part::Denoiser, DenoiserConfig::Unet(unet)) => vec![record_unet(weights, unet, latents, 77)?],
             (Part::Vae, _) => vec![record_vae_decoder(weights, latents)?, record_vae_encoder(weights, pixels)?],
             (Part::Taesd, _) => vec![record_taesd_decoder(weights, latents)?, record_taesd_encoder(weights, pixels)?],
-            (Part::T5, _) | (Part::Denoiser, DenoiserConfig::Mmdit(_)) => Vec::new(),
+            (Part::T5, _) => vec![record_t5(weights, 77, 1)?],
+            (Part::Denoiser, DenoiserConfig::Mmdit(facts)) => {
+                let mmdit = MmditConfig { heads: facts.heads, skipped: Vec::new() };
+                vec![record_mmdit(weights, &mmdit, latents, 77)?]
+            }
         };
         let steps: usize = plans.iter().map(|plan| plan.steps().len()).sum();
         println!("{part}: {} tensors of {}, {steps} steps", weights.tensors().len(), weights.path().display());

@@ -176,9 +176,9 @@ fn read_index(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>,
     serde_json::from_slice(&text).map_err(|e| fail(ErrorKind::BadHeader { why: Shown::new(e.to_string()) }))
 }
 
-/// The sets of weights in a component's folder, plain ones first. A shard index hides its shards and comes before a
-/// single file of the same variant.
-fn variants(folder: &Path) -> Result<Vec<Variant>, WeightsError> {
+/// The sets of weights in a component's folder, plain ones first; none where there is no such folder. A shard index hides
+/// its shards and comes before a single file of the same variant.
+pub fn variants(folder: &Path) -> Result<Vec<Variant>, WeightsError> {
     let mut found: Vec<Variant> = Vec::new();
     if !folder.is_dir() {
         return Ok(found);

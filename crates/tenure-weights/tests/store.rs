@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{Folder, entry, safetensors};
 use tenure_tensor::DType;
-use tenure_weights::diffusers::Pipeline;
+use tenure_weights::diffusers::{Pipeline, Settings, variants};
 use tenure_weights::gguf::{GgufWriter, Value};
 use tenure_weights::{ErrorKind, ShardFault, TrustFile, WeightStore};
 
@@ -131,6 +131,13 @@ fn maps_outlive_their_store() {
     let store = WeightStore::open(folder.write("m.gguf", file)).unwrap();
     let map = store.map(store.find("t").unwrap(), TrustFile).unwrap();
     let copy = map.clone();
+    // Some of the bytes, and some of those.
+    let middle = map.part(4, 8).unwrap();
+    assert_eq!((&*middle, &*middle.part(4, 4).unwrap()), (&data[4..12], &data[8..12]));
+    assert!(middle.part(8, 0).unwrap().is_empty());
+    for (start, len) in [(0, 9), (9, 0), (8, 1), (u64::MAX, 1), (1, u64::MAX)] {
+        assert!(middle.part(start, len).is_none(), "{start} {len}");
+    }
     drop((store, map));
     let there = std::thread::spawn(move || copy.to_vec()).join().unwrap();
     assert_eq!(there, data);
@@ -387,7 +394,39 @@ fn a_diffusers_folder_lists_its_components() {
     assert_eq!(WeightStore::open(unet.variant(Some("fp16")).unwrap()).unwrap().len(), 1);
     assert!(pipeline.find("scheduler").unwrap().weights.is_empty());
 
+    let sets = variants(&folder.path().join("unet")).unwrap();
+    assert_eq!(sets.iter().map(|set| set.name.as_deref()).collect::<Vec<_>>(), [None, Some("fp16")]);
+    assert!(variants(&folder.path().join("nowhere")).unwrap().is_empty());
+
     folder.write("model_index.json", r#"{"../unet": ["diffusers", "X"]}"#);
     let escape = Pipeline::open(folder.path()).unwrap_err();
     assert!(matches!(escape.kind(), ErrorKind::PathEscapesModelDir { .. }), "{escape}");
+}
+
+#[test]
+fn a_components_settings_are_typed() {
+    let folder = Folder::new();
+    assert_eq!(Settings::open(folder.path().join("config.json")).unwrap(), None);
+    let text = r#"{"act": "gelu", "scale": 0.5, "heads": 8, "each": [5, 10], "set": false, "none": null, "less": -1}"#;
+    let settings = Settings::open(folder.write("config.json", text)).unwrap().unwrap();
+    assert_eq!((settings.str("act").unwrap(), settings.f64("scale").unwrap()), (Some("gelu"), Some(0.5)));
+    assert_eq!((settings.usize("heads").unwrap(), settings.bool("set").unwrap()), (Some(8), Some(false)));
+    assert_eq!(settings.usizes("heads").unwrap(), Some(vec![8]));
+    assert_eq!(settings.usizes("each").unwrap(), Some(vec![5, 10]));
+    assert_eq!((settings.str("none").unwrap(), settings.str("absent").unwrap()), (None, None));
+    assert!(settings.has("less") && !settings.has("none") && !settings.has("absent"));
+    let wrong = |e: tenure_weights::WeightsError| match e.kind() {
+        ErrorKind::WrongType { want, got, .. } => (*want, got.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wrong(settings.str("scale").unwrap_err()), ("string", "0.5".to_owned()));
+    assert_eq!(wrong(settings.bool("act").unwrap_err()), ("bool", "\\\"gelu\\\"".to_owned()));
+    for key in ["less", "scale", "act", "each"] {
+        assert!(settings.usize(key).is_err(), "{key}");
+    }
+    assert!(settings.usizes("less").is_err() && settings.f64("act").is_err());
+    for text in ["", "{", "[]", "1"] {
+        let e = Settings::open(folder.write("config.json", text)).unwrap_err();
+        assert!(matches!(e.kind(), ErrorKind::BadHeader { .. }), "{text}: {e}");
+    }
 }

@@ -1,5 +1,7 @@
 //! What an image model's tensors and settings say of it, as plain values.
 
+use std::path::PathBuf;
+
 use tenure_graph::{Activation, WeightCatalog};
 use tenure_tensor::codec;
 use tenure_weights::WeightStore;
@@ -33,7 +35,7 @@ pub struct ImageConfig {
     pub t5: Option<T5Facts>,
     /// The denoiser.
     pub denoiser: DenoiserConfig,
-    /// What a diffusers folder says of the schedule; empty for other models.
+    /// What the model says of its schedule.
     pub schedule: ScheduleFacts,
 }
 
@@ -58,6 +60,8 @@ pub enum Prediction {
     V,
     /// noise - image, along a straight path (Lipman et al. 2022, arXiv:2210.02747).
     Flow,
+    /// The image (SDXL-Lightning of one step).
+    Sample,
 }
 
 /// How an autoencoder's latents become a denoiser's: (z - shift) * scale.
@@ -120,7 +124,7 @@ pub struct T5Facts {
     pub eps: f32,
 }
 
-/// What a folder's `scheduler_config.json` says; `None` for what it does not.
+/// What a folder's `scheduler_config.json` says, or a mark in a file; `None` for what they do not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScheduleFacts {
     /// The scheduler's class, such as `PNDMScheduler`.
@@ -150,13 +154,16 @@ pub struct ScheduleFacts {
 /// The parts a configuration is worked out of.
 pub(crate) struct Parts<'p> {
     pub(crate) find: &'p dyn Fn(Part) -> Option<&'p PartWeights>,
-    /// The file that the denoiser is in, for what else lies there.
+    /// The folder's `scheduler_config.json`.
     pub(crate) scheduler: Option<&'p Settings>,
 }
 
 impl Parts<'_> {
     /// The configuration, once every part is known to be there.
-    pub(crate) fn config(&self, family: ImageFamily, denoiser: &PartWeights) -> Result<ImageConfig, ModelError> {
+    pub(crate) fn config(&self, family: ImageFamily) -> Result<ImageConfig, ModelError> {
+        let Some(denoiser) = (self.find)(Part::Denoiser) else {
+            return Err(ModelError::MissingPart { part: Part::Denoiser, path: PathBuf::new(), family: Some(family) });
+        };
         let (takes, latent_channels, kind) = match family {
             ImageFamily::Sd1 | ImageFamily::Sd2 | ImageFamily::Sdxl => {
                 if denoiser.find("time_embedding.cond_proj.weight").is_some() {
@@ -173,7 +180,7 @@ impl Parts<'_> {
             }
         };
         let inpainting = takes != latent_channels;
-        if inpainting && takes != 2 * latent_channels + 1 {
+        if latent_channels == 0 || inpainting && Some(takes) != latent_channels.checked_mul(2).map(|n| n + 1) {
             return Err(unsupported("a number of input channels of the denoiser", &takes.to_string()));
         }
         self.check_widths(family, denoiser, latent_channels)?;
@@ -189,7 +196,13 @@ impl Parts<'_> {
             clip_h: clip(Part::ClipH)?,
             t5: (self.find)(Part::T5).map(t5).transpose()?,
             denoiser: kind,
-            schedule: self.scheduler.map(schedule).transpose()?.unwrap_or_default(),
+            schedule: match self.scheduler {
+                Some(settings) => schedule(settings)?,
+                None => {
+                    let zero = denoiser.store().find("ztsnr").map(|_| true);
+                    ScheduleFacts { zero_terminal_snr: zero, ..ScheduleFacts::default() }
+                }
+            },
         })
     }
 
@@ -212,11 +225,11 @@ impl Parts<'_> {
                 disagree(Part::ClipH, columns, width(Part::ClipH)?, denoiser.need_dim(UNET_CONTEXT, 1)?)?
             }
             ImageFamily::Sdxl => {
-                let both = width(Part::ClipL)? + width(Part::ClipG)?;
+                let both = width(Part::ClipL)?.saturating_add(width(Part::ClipG)?);
                 disagree(Part::ClipG, columns, both, denoiser.need_dim(UNET_CONTEXT, 1)?)?;
             }
             ImageFamily::Sd3Medium | ImageFamily::Sd35Medium | ImageFamily::Sd35Large => {
-                let both = width(Part::ClipL)? + width(Part::ClipG)?;
+                let both = width(Part::ClipL)?.saturating_add(width(Part::ClipG)?);
                 let pooled = denoiser.need_dim("time_text_embed.text_embedder.linear_1.weight", 1)?;
                 disagree(Part::ClipG, "columns of the pooled prompt", both, pooled)?;
                 let context = denoiser.need_dim("context_embedder.weight", 1)?;
@@ -248,6 +261,7 @@ impl Parts<'_> {
             return match written {
                 "epsilon" => Ok(Prediction::Noise),
                 "v_prediction" => Ok(Prediction::V),
+                "sample" => Ok(Prediction::Sample),
                 other => Err(unsupported("a prediction_type", other)),
             };
         }

@@ -119,6 +119,7 @@ const OTHERS: &[(Mark, &str)] = &[
     (Mark::Begins("adaln_single."), "PixArt"),
     (Mark::Begins("patch_embedding."), "Wan"),
     (Mark::Is("edm_mean"), "Playground 2.5"),
+    (Mark::Is("edm_vpred.sigma_max"), "CosXL"),
     (Mark::Begins("label_emb.weight"), "the upscaler of Stable Diffusion 2"),
     (Mark::Begins("class_embedding."), "a U-Net with classes"),
 ];
@@ -145,8 +146,13 @@ const TEXT: &[&str] =
 /// What a file says of itself, if it holds a language model.
 pub(crate) fn text_model(store: &WeightStore) -> Option<String> {
     let text = store.tensors().any(|tensor| TEXT.iter().any(|begin| tensor.spec().name.starts_with(begin)));
-    let written = || store.metadata().and_then(|metadata| metadata.opt_str("general.architecture").ok().flatten());
-    text.then(|| written().unwrap_or("").chars().take(64).collect())
+    text.then(|| architecture(store).unwrap_or_default())
+}
+
+/// The `general.architecture` of a GGUF file, shortened.
+pub(crate) fn architecture(store: &WeightStore) -> Option<String> {
+    let written = store.metadata()?.opt_str("general.architecture").ok()??;
+    Some(written.chars().take(64).collect())
 }
 
 fn unsupported(denoiser: &PartWeights, name: &str) -> ModelError {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tenure_weights::diffusers::{Pipeline, PipelineComponent, Settings};
+use tenure_weights::diffusers::{Pipeline, PipelineComponent, Settings, Variant};
 use tenure_weights::{Shown, WeightStore};
 
 use crate::error::ModelError;
@@ -30,13 +30,7 @@ pub(crate) fn open(folder: &Path, variant: Option<&str>) -> Result<(Vec<Found>, 
             let name = component.class.chars().take(64).collect();
             return Err(ModelError::UnsupportedFamily { path: folder.to_owned(), name });
         }
-        // A part without the variant comes in the plain one, as it does in diffusers; and in whichever there is, if that
-        // is all there is.
-        let only = match component.weights.as_slice() {
-            [one] if variant.is_none() => Some(one.path.as_path()),
-            _ => None,
-        };
-        let Some(path) = component.variant(variant).or_else(|| component.variant(None)).or(only) else { continue };
+        let Some(path) = choice(&component.weights, variant) else { continue };
         let store = Arc::new(WeightStore::open(path)?);
         let settings = Settings::open(component.folder.join("config.json"))?;
         for mut part in parts_of(&store, settings.as_ref()) {
@@ -54,6 +48,14 @@ pub(crate) fn open(folder: &Path, variant: Option<&str>) -> Result<(Vec<Found>, 
         None => None,
     };
     Ok((found, scheduler))
+}
+
+/// The set of weights to take: the variant, else the plain one, as diffusers does; or whichever there is, if that is all
+/// there is and none was asked for.
+pub(crate) fn choice<'w>(weights: &'w [Variant], variant: Option<&str>) -> Option<&'w Path> {
+    let named = |name: Option<&str>| weights.iter().find(|set| set.name.as_deref() == name);
+    let only = || weights.first().filter(|_| weights.len() == 1 && variant.is_none());
+    named(variant).or_else(|| named(None)).or_else(only).map(|set| set.path.as_path())
 }
 
 /// What a component of that name may be.

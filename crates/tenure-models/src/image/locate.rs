@@ -40,7 +40,7 @@ struct Place {
 
 const DENOISERS: &[Layout] = &[Layout::UnetLdm, Layout::UnetDiffusers, Layout::Sd3Original, Layout::Sd3Diffusers];
 const VAES: &[Layout] = &[Layout::VaeLdm, Layout::VaeDiffusers];
-const TAESDS: &[Layout] = &[Layout::TaesdNumbered, Layout::TaesdDiffusers];
+const TAESDS: &[Layout] = &[Layout::TaesdNumbered, Layout::TaesdDiffusers, Layout::TaesdDecoder];
 const T5S: &[Layout] = &[Layout::T5, Layout::T5Gguf];
 
 const fn place(slot: Slot, prefix: &'static str, layouts: &'static [Layout]) -> Place {

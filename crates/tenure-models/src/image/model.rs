@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tenure_tensor::TensorSpec;
-use tenure_weights::diffusers::Settings;
+use tenure_weights::diffusers::{self, Settings};
 use tenure_weights::{Shown, WeightStore};
 
 use crate::error::ModelError;
@@ -30,8 +30,8 @@ pub struct ImagePaths {
     pub t5: Option<PathBuf>,
     /// A tiny autoencoder.
     pub taesd: Option<PathBuf>,
-    /// Which set of weights to take of a diffusers folder, such as `fp16`; those parts that do not come in it are taken
-    /// plain. `None`: the plain ones, or the only ones there are.
+    /// Which set of weights to take of folders, such as `fp16`; those parts that do not come in it are taken plain. `None`:
+    /// the plain ones, or the only ones there are.
     pub variant: Option<String>,
 }
 
@@ -98,14 +98,15 @@ impl ImageModel {
         }
         let denoiser = builder.build(Part::Denoiser, &found)?;
         let family = ImageFamily::of(&denoiser)?;
-        builder.parts.push(denoiser.clone());
+        builder.parts.push(denoiser);
         builder.text_encoders(family)?;
         builder.autoencoders(family)?;
+        builder.set_aside(&main.found);
 
         let Builder { mut parts, files, .. } = builder;
         parts.sort_by_key(PartWeights::part);
         let find = |part| parts.iter().find(|weights: &&PartWeights| weights.part() == part);
-        let config = Parts { find: &find, scheduler: main.scheduler.as_ref() }.config(family, &denoiser)?;
+        let config = Parts { find: &find, scheduler: main.scheduler.as_ref() }.config(family)?;
         Ok(ImageModel { path: paths.model.clone(), config, parts, files })
     }
 
@@ -165,9 +166,12 @@ impl Main {
             return Ok(Main { path: path.to_owned(), found, store: None, scheduler });
         }
         if let Some(variant) = variant {
-            return Err(ModelError::NoVariant { path: path.to_owned(), variant: Shown::new(variant) });
+            let sets = diffusers::variants(path)?;
+            if !sets.iter().any(|set| set.name.as_deref() == Some(variant)) {
+                return Err(ModelError::NoVariant { path: path.to_owned(), variant: Shown::new(variant) });
+            }
         }
-        let (store, found) = open_file(path)?;
+        let (store, found) = open_file(path, variant)?;
         Ok(Main { path: path.to_owned(), found, store: Some(store), scheduler: None })
     }
 
@@ -179,8 +183,11 @@ impl Main {
                 return ModelError::UnsupportedFamily { path, name: name.to_owned() };
             }
             if self.found.is_empty() {
-                return match family::text_model(store) {
-                    Some(architecture) => ModelError::TextModel { path, architecture },
+                if let Some(architecture) = family::text_model(store) {
+                    return ModelError::TextModel { path, architecture };
+                }
+                return match family::architecture(store) {
+                    Some(name) => ModelError::UnsupportedFamily { path, name },
                     None => ModelError::NotAnImageModel { path },
                 };
             }
@@ -251,13 +258,10 @@ impl Builder<'_> {
     fn take(&mut self, part: Part, slot: Slot, given: Option<&Path>) -> Result<bool, ModelError> {
         let found = match given {
             Some(path) => {
-                for replaced in self.main.found.iter().filter(|found| found.slot == slot) {
-                    // What is wrong with what is not used does not matter.
-                    if let Ok(weights) = part_of(part, replaced) {
-                        self.account(&weights);
-                    }
-                }
-                Some(given_part(part, slot, path)?)
+                let (_, found) = open_file(path, self.paths.variant.as_deref())?;
+                let one = given_part(part, slot, &found)?;
+                self.set_aside(&found);
+                Some(one.ok_or_else(|| ModelError::MissingPart { part, path: path.to_owned(), family: None })?)
             }
             None => self.main_part(part, slot)?,
         };
@@ -287,6 +291,16 @@ impl Builder<'_> {
         Ok(weights)
     }
 
+    /// Marks the tensors of parts as accounted for, whether they are used or not.
+    fn set_aside(&mut self, found: &[Found]) {
+        for found in found {
+            // What is wrong with what is not used does not matter.
+            if let Ok(weights) = part_of(Part::Denoiser, found) {
+                self.account(&weights);
+            }
+        }
+    }
+
     /// Marks the tensors of a part as accounted for.
     fn account(&mut self, weights: &PartWeights) {
         let store = weights.store();
@@ -311,8 +325,9 @@ impl Builder<'_> {
 const OPEN_CLIP_H_LAYERS: usize = 24;
 
 /// Opens a file or a component's folder.
-fn open_file(path: &Path) -> Result<(Arc<WeightStore>, Vec<Found>), ModelError> {
-    let store = Arc::new(WeightStore::open(path)?);
+fn open_file(path: &Path, variant: Option<&str>) -> Result<(Arc<WeightStore>, Vec<Found>), ModelError> {
+    let sets = diffusers::variants(path)?;
+    let store = Arc::new(WeightStore::open(folder::choice(&sets, variant).unwrap_or(path))?);
     let name = path_of(&store).file_name().and_then(|name| name.to_str()).unwrap_or("");
     // Beside a file of another name there may be any other model's settings.
     let own = ["model", "diffusion_pytorch_model"].iter().any(|stem| name.starts_with(stem));
@@ -322,18 +337,14 @@ fn open_file(path: &Path) -> Result<(Arc<WeightStore>, Vec<Found>), ModelError> 
     Ok((store, found))
 }
 
-/// The part in the file given for it.
-fn given_part(part: Part, slot: Slot, path: &Path) -> Result<Found, ModelError> {
-    let (_, found) = open_file(path)?;
+/// The part among those of the file given for it.
+fn given_part(part: Part, slot: Slot, found: &[Found]) -> Result<Option<Found>, ModelError> {
     let clip = |slot| matches!(slot, Slot::FirstClip | Slot::SecondClip);
     // An encoder by itself is the one it is given for; of several in a file, the one that is named so.
-    let named = found.iter().filter(|found| found.slot == slot);
-    let likely = found.iter().filter(|found| clip(slot) && clip(found.slot));
-    let found = match one(part, named)? {
-        Some(found) => Some(found),
-        None => one(part, likely)?,
-    };
-    found.ok_or_else(|| ModelError::MissingPart { part, path: path.to_owned(), family: None })
+    match one(part, found.iter().filter(|found| found.slot == slot))? {
+        Some(found) => Ok(Some(found)),
+        None => one(part, found.iter().filter(|found| clip(slot) && clip(found.slot))),
+    }
 }
 
 /// The only one of `found`, if there is any.

@@ -196,15 +196,15 @@ fn read_transposed(
     offset: u64,
     buf: &mut [u8],
 ) -> Result<(), WeightsError> {
+    // Only then is the matrix known to have a size.
+    if buf.is_empty() {
+        return Ok(());
+    }
     let size = source.spec().dtype.block_bytes();
-    let row = cols * size;
+    let (row, column) = (cols * size, rows * size);
     let start = offset as usize;
     let end = start + buf.len();
     // Columns of the source that are asked for.
-    let column = rows * size;
-    if buf.is_empty() || column == 0 || row == 0 {
-        return Ok(());
-    }
     let wanted = start / column..(end - 1) / column + 1;
     let band_rows = (BAND / row).clamp(1, rows);
     let mut band = buffer(store, source, band_rows * row)?;
@@ -237,6 +237,9 @@ fn read_decoded(
     offset: u64,
     buf: &mut [u8],
 ) -> Result<(), WeightsError> {
+    if buf.is_empty() {
+        return Ok(());
+    }
     let size = DECODED.block_bytes();
     let dtype = source.spec().dtype;
     let (block, block_bytes) = (dtype.block_len(), dtype.block_bytes());

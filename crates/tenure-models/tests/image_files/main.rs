@@ -2,5 +2,6 @@
 
 mod files;
 mod layouts;
+mod others;
 mod published;
 mod rules;

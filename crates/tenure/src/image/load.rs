@@ -381,6 +381,7 @@ impl Kind {
                 },
                 prediction: match prediction {
                     Prediction::V => diffusion::Prediction::V,
+                    Prediction::Sample => diffusion::Prediction::Sample,
                     Prediction::Noise | Prediction::Flow => diffusion::Prediction::Epsilon,
                 },
             },

@@ -29,6 +29,8 @@ pub(crate) enum Layout {
     T5,
     T5Gguf,
     TaesdNumbered,
+    /// The decoder alone, as its author numbers it.
+    TaesdDecoder,
     TaesdDiffusers,
 }
 
@@ -46,6 +48,7 @@ pub(crate) enum Names {
     T5 { shared: bool },
     T5Gguf,
     TaesdNumbered,
+    TaesdDecoder,
     TaesdDiffusers,
 }
 
@@ -68,6 +71,8 @@ impl Layout {
             Layout::T5 => &["encoder.block.", "shared."],
             Layout::T5Gguf => &["enc.blk."],
             Layout::TaesdNumbered => &["decoder.1.", "decoder.3.conv.", "encoder.0.", "encoder.1.conv."],
+            // The encoder has a block in its place.
+            Layout::TaesdDecoder => &["1.weight"],
             Layout::TaesdDiffusers => &["decoder.layers.0.weight", "decoder.layers.2.conv.", "encoder.layers.0.weight", "encoder.layers.1.conv."],
         }
     }
@@ -87,6 +92,7 @@ impl Layout {
             Layout::T5 => Names::T5 { shared: names.any(|name| name == t5::SHARED) },
             Layout::T5Gguf => Names::T5Gguf,
             Layout::TaesdNumbered => Names::TaesdNumbered,
+            Layout::TaesdDecoder => Names::TaesdDecoder,
             Layout::TaesdDiffusers => Names::TaesdDiffusers,
         }
     }
@@ -115,6 +121,7 @@ impl Names {
             },
             Names::T5Gguf => rule::apply(t5::GGUF, name),
             Names::TaesdNumbered => taesd::numbered(name),
+            Names::TaesdDecoder => taesd::numbered(&format!("decoder.{name}")),
             Names::TaesdDiffusers => taesd::diffusers(name),
         }
     }
