@@ -48,9 +48,12 @@ pub struct ImageParts {
     /// The T5 text encoder, instead of the model's own.
     #[arg(long)]
     pub t5xxl: Option<PathBuf>,
-    /// A tiny autoencoder: for previews, and for pictures where there is no other.
+    /// A tiny autoencoder: faster, with less detail.
     #[arg(long)]
     pub taesd: Option<PathBuf>,
+    /// Use the tiny autoencoder for previews only.
+    #[arg(long)]
+    pub taesd_preview_only: bool,
     /// Which weights of a diffusers folder, such as fp16.
     #[arg(long)]
     pub variant: Option<String>,
@@ -162,6 +165,7 @@ impl ImageParts {
         ImageOptions {
             size,
             from_images,
+            tiny_autoencoder: self.taesd.is_some() && !self.taesd_preview_only,
             tiling: self.tile,
             residency: match self.residency {
                 ResidencyArg::Auto => Residency::Auto,

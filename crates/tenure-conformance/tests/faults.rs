@@ -18,7 +18,7 @@ fn cpu() -> Arc<Cpu> {
 fn the_nth_failure_of_every_kind_leaves_nothing_behind() {
     let faulty = Arc::new(Faulty::new(cpu()));
     let engine = Engine::on(Device::new(faulty.clone(), ByteSize::new(1 << 30)));
-    checks::nth_failures(&engine, &faulty, || {});
+    checks::nth_failures(&engine, &faulty, whole_life, |nth| nth + 1, || {});
 }
 
 /// Others use the device too: what its driver says is free bounds what is reserved, whatever the budget allows.

@@ -152,7 +152,15 @@ fn the_nth_failure_of_every_kind_leaves_nothing_behind() {
     let Some(gpu) = Gpu::open(Caps::default()) else { return };
     let faulty = Arc::new(Faulty::new(gpu.backend.clone()));
     let engine = engine(faulty.clone());
-    checks::nth_failures(&engine, &faulty, || assert_eq!(gpu.allocated(), ByteSize::ZERO));
+    checks::nth_failures(
+        &engine,
+        &faulty,
+        whole_life,
+        |nth| nth + 1,
+        || {
+            assert_eq!(gpu.allocated(), ByteSize::ZERO);
+        },
+    );
     drop((engine, faulty));
     gpu.close();
 }

@@ -16,7 +16,7 @@ use crate::image::autoencoder::{Autoencoder, NUMBERS};
 use crate::image::bench::Tools;
 use crate::image::conditioning::{Conditioning, size_ids};
 use crate::image::latents::{channels_first, channels_last, from_picture, sinusoids, to_picture};
-use crate::image::load::{LoadedImage, check_size, main_autoencoder};
+use crate::image::load::{LoadedImage, check_size};
 use crate::image::options::{ImageRequest, Init};
 use crate::image::picture::{LATENT, Mask, Picture};
 use crate::image::work::{Work, columns};
@@ -345,9 +345,8 @@ impl<'s> Drawing<'s> {
 
     /// Means, and logarithms of variances where the autoencoder gives such, of one image: `[pixels, channels]`.
     fn encode(&self, picture: &Picture, stop: &Stop) -> Result<Vec<f32>, Error> {
-        let LoadedImage { bench, model, tile, .. } = self.loaded;
-        let mut tools = bench.take(stop)?;
-        let part = main_autoencoder(model);
+        let LoadedImage { bench, model, tile, autoencoder: part, .. } = self.loaded;
+        let (mut tools, part) = (bench.take(stop)?, *part);
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
         autoencoder.encode(from_picture(picture), picture.width(), picture.height())
     }
@@ -537,7 +536,7 @@ impl<'s> Drawing<'s> {
     }
 
     fn decode(&self, image: usize, stop: &Stop) -> Result<Picture, Error> {
-        let mut picture = self.pixels(&self.latents, image, main_autoencoder(&self.loaded.model), stop)?;
+        let mut picture = self.pixels(&self.latents, image, self.loaded.autoencoder, stop)?;
         if let Some(Init { picture: original, mask: Some(mask), .. }) = &self.request.init {
             picture.keep(original, mask);
         }

@@ -65,6 +65,8 @@ pub struct LoadedImage {
     pub(crate) bench: Bench,
     pub(crate) tile: Option<usize>,
     pub(crate) from_images: bool,
+    /// What images are made with.
+    pub(crate) autoencoder: Part,
     held: ByteSize,
 }
 
@@ -234,6 +236,7 @@ impl ImagePlan {
             }
         };
         let tokenizers = Tokenizers::open(&self.model)?;
+        let autoencoder = autoencoder(&self.model, &self.options);
         let tools = if self.keep {
             Tools::keeping(self.model.clone(), self.networks, reservation, &progress, &stop)?
         } else {
@@ -246,6 +249,7 @@ impl ImagePlan {
             bench: Bench::new(tools),
             tile: fixed_tile(self.options.tiling),
             from_images: self.options.from_images,
+            autoencoder,
             held,
         })
     }
@@ -295,9 +299,13 @@ impl Planner<'_> {
         let (across, down) = (width.min(side), height.min(side));
         let tokens = if self.model.config().family.is_mmdit() { 77 + T5_TOKENS } else { CLIP_TOKENS };
         work.push(Work::Denoise { grid: grid(width, height), tokens, without: Vec::new() });
+        let main = autoencoder(self.model, self.options);
         for part in [Part::Vae, Part::Taesd].into_iter().filter(has) {
+            if part == Part::Vae && main == Part::Taesd {
+                continue;
+            }
             // The tiny autoencoder beside another one is for previews, which are whole.
-            if self.options.from_images && part == main_autoencoder(self.model) {
+            if self.options.from_images && part == main {
                 work.push(Work::Encode { part, grid: grid(across * LATENT, down * LATENT) });
             }
             work.push(Work::Decode { part, grid: grid(across, down) });
@@ -310,9 +318,10 @@ impl Planner<'_> {
     }
 }
 
-/// The autoencoder that images are made with: the tiny one where there is no other.
-pub(crate) fn main_autoencoder(model: &ImageModel) -> Part {
-    if model.part(Part::Vae).is_some() { Part::Vae } else { Part::Taesd }
+/// The autoencoder that images are made with: the tiny one where that is wanted, or there is no other.
+fn autoencoder(model: &ImageModel, options: &ImageOptions) -> Part {
+    let tiny = options.tiny_autoencoder && model.part(Part::Taesd).is_some();
+    if model.part(Part::Vae).is_some() && !tiny { Part::Vae } else { Part::Taesd }
 }
 
 /// What is taken of the device: all weights and the most that a step takes, or the most that one network takes in all.

@@ -15,6 +15,9 @@ pub struct ImageOptions {
     pub size: Option<(usize, usize)>,
     /// Whether images can be changed, not only drawn anew: the encoder of the autoencoder is loaded too.
     pub from_images: bool,
+    /// Whether images are made with the tiny autoencoder where there is another too: faster, with less detail. Otherwise
+    /// it makes previews.
+    pub tiny_autoencoder: bool,
     /// How the latents of a large image become pixels.
     pub tiling: Tiling,
     /// Which parts stay in memory.
@@ -28,6 +31,7 @@ impl Default for ImageOptions {
         ImageOptions {
             size: None,
             from_images: true,
+            tiny_autoencoder: false,
             tiling: Tiling::Auto,
             residency: Residency::Auto,
             access: WeightAccess::Mapped,
