@@ -120,7 +120,12 @@ impl Error {
             Cause::Model { source, .. } => match source {
                 ModelError::UnsupportedArchitecture { .. }
                 | ModelError::UnsupportedFeature { .. }
+                | ModelError::UnsupportedFamily { .. }
+                | ModelError::TextModel { .. }
                 | ModelError::NoMetadata => ErrorKind::UnsupportedModel,
+                ModelError::PartGivenTwice { .. } | ModelError::PartNotUsed { .. } | ModelError::NoVariant { .. } => {
+                    ErrorKind::BadParameter
+                }
                 ModelError::Weights(error) => of_weights(error),
                 ModelError::Plan(error) => of_plan(error),
                 _ => ErrorKind::InvalidFile,
@@ -138,7 +143,7 @@ impl Error {
             | Cause::Run(RunError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => of_device(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
-                error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
+                read_fault(error).map_or(ErrorKind::Io, of_weights)
             }
             Cause::Run(RunError::BadInput { .. }) | Cause::Vulkan(VulkanError::UnknownDevice { .. }) => {
                 ErrorKind::BadParameter
@@ -181,7 +186,7 @@ impl Error {
             Cause::Carve(error) => variant(error),
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => variant(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
-                error.downcast_ref::<WeightsError>().map_or_else(|| "Io".to_owned(), |error| variant(error.kind()))
+                read_fault(error).map_or_else(|| "Io".to_owned(), |error| variant(error.kind()))
             }
             Cause::Load { source, .. } => variant(source),
             Cause::Run(error) => variant(error),
@@ -198,6 +203,14 @@ impl Error {
             | Cause::NonFinitePixels
             | Cause::WrongReservation { .. }) => variant(cause),
         }
+    }
+}
+
+/// What was wrong with a file that weights were read from, by whichever way.
+fn read_fault(error: &tenure_device::SourceError) -> Option<&WeightsError> {
+    match error.downcast_ref::<ModelError>() {
+        Some(ModelError::Weights(error)) => Some(error),
+        _ => error.downcast_ref(),
     }
 }
 
