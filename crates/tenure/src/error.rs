@@ -51,6 +51,9 @@ pub(crate) enum Cause {
     Weights(#[from] WeightsError),
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: ModelError },
+    /// One that names its file itself.
+    #[error("{0}")]
+    ImageModel(ModelError),
     #[error("{path}: {source}")]
     Tokenizer { path: PathBuf, source: TokenizerError },
     #[error("{path}: {source}")]
@@ -117,7 +120,7 @@ impl Error {
             // What a template refuses to render is what the caller gave it.
             Cause::Template { source: TemplateError::TemplateRaised { .. }, .. } => ErrorKind::BadParameter,
             Cause::Template { .. } => ErrorKind::InvalidFile,
-            Cause::Model { source, .. } => match source {
+            Cause::Model { source, .. } | Cause::ImageModel(source) => match source {
                 ModelError::UnsupportedArchitecture { .. }
                 | ModelError::UnsupportedFeature { .. }
                 | ModelError::UnsupportedFamily { .. }
@@ -144,7 +147,7 @@ impl Error {
             | Cause::Run(RunError::OutOfMemory { .. }) => ErrorKind::OutOfMemory,
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => of_device(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
-                error.downcast_ref::<WeightsError>().map_or(ErrorKind::Io, of_weights)
+                read_fault(error).map_or(ErrorKind::Io, of_weights)
             }
             Cause::Run(RunError::BadInput { .. }) | Cause::Vulkan(VulkanError::UnknownDevice { .. }) => {
                 ErrorKind::BadParameter
@@ -173,7 +176,8 @@ impl Error {
             Cause::Weights(error) => variant(error.kind()),
             Cause::Model { source: ModelError::Weights(error), .. } => variant(error.kind()),
             Cause::Model { source: ModelError::Plan(error), .. } => variant(error),
-            Cause::Model { source, .. } => variant(source),
+            Cause::ImageModel(ModelError::Weights(error)) => variant(error.kind()),
+            Cause::Model { source, .. } | Cause::ImageModel(source) => variant(source),
             Cause::Plan(error) => variant(error),
             Cause::Tokenizer { source: error, .. } | Cause::Encode(error) => variant(error),
             Cause::Template { source, .. } => variant(source),
@@ -187,7 +191,7 @@ impl Error {
             Cause::Carve(error) => variant(error),
             Cause::Device(error) | Cause::Load { source: LoadError::Device(error), .. } => variant(error),
             Cause::Load { source: LoadError::Source { error, .. }, .. } => {
-                error.downcast_ref::<WeightsError>().map_or_else(|| "Io".to_owned(), |error| variant(error.kind()))
+                read_fault(error).map_or_else(|| "Io".to_owned(), |error| variant(error.kind()))
             }
             Cause::Load { source, .. } => variant(source),
             Cause::Run(error) => variant(error),
@@ -204,6 +208,14 @@ impl Error {
             | Cause::NonFinitePixels
             | Cause::WrongReservation { .. }) => variant(cause),
         }
+    }
+}
+
+/// What was wrong with a file that weights were read from, by whichever way.
+fn read_fault(error: &tenure_device::SourceError) -> Option<&WeightsError> {
+    match error.downcast_ref::<ModelError>() {
+        Some(ModelError::Weights(error)) => Some(error),
+        _ => error.downcast_ref(),
     }
 }
 

@@ -332,6 +332,32 @@ fn names_of_stable_diffusion_cpp_are_found() {
     tenure_models::image::record_unet(denoiser, unet, grid, 77).expect("complete");
 }
 
+/// The same of SD 2: all layers that OpenCLIP has, of which the last is not used.
+#[test]
+fn the_last_layer_of_sd2s_encoder_is_left_out_under_either_name() {
+    let h = fixture("clip-h-sd2");
+    let published = h.targets.iter().map(|target| (target.name.clone(), target.shape.clone())).collect::<Vec<_>>();
+    let mut renamed = published.clone();
+    for (name, shape) in &published {
+        if name.starts_with("encoder.layers.22.") {
+            renamed.push((name.replace("layers.22.", "layers.23."), shape.clone()));
+        }
+    }
+    renamed.push(("text_projection".to_owned(), vec![32, 32]));
+    for (names, last) in [(renamed, true), (published, false)] {
+        let tensors = names.iter().map(|(name, shape)| {
+            Tensor::counted(&format!("cond_stage_model.transformer.text_model.{name}"), DType::F32, shape)
+        });
+        let model = Spoilt::new(Model::Sd2).without("cond_stage_model.").with_all(tensors.collect());
+        let opened = model.open().expect("sound");
+        let clip = opened.require(Part::ClipH).expect("there is one");
+        let mut want: Vec<_> = h.targets.iter().map(|target| target.name.as_str()).collect();
+        want.sort_unstable();
+        assert_eq!(clip.tensors().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), want, "{last}");
+        assert_eq!(opened.unknown_tensors().count(), 0, "{last}");
+    }
+}
+
 trait Last {
     fn last_of(&self, end: &str) -> &Tensor;
 }

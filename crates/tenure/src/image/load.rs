@@ -31,8 +31,7 @@ impl Image {
     /// # Errors
     /// When the files are no image model Tenure can run, or parts of one are missing.
     pub fn open(paths: &ImagePaths) -> Result<Arc<ImageModel>, Error> {
-        let model = ImageModel::open(paths).map_err(|source| Cause::Model { path: paths.model.clone(), source })?;
-        Ok(Arc::new(model))
+        Ok(Arc::new(ImageModel::open(paths).map_err(Cause::ImageModel)?))
     }
 }
 
