@@ -219,7 +219,7 @@ impl Gate for Gelu {
         /// `exp(z^2) erfc(z) / t` with `t = 1 / (1 + z / 2)`, from the highest power of `t` down; a least-squares fit over
         /// `0 < t <= 1` with a relative error below 2e-8.
         const FIT: [f32; 11] = [
-            0.043_195_432,
+            0.043_195_43,
             -0.234_733_6,
             0.493_694_93,
             -0.454_974,
