@@ -3,12 +3,12 @@
 //! A plan of that one operation is recorded, and the backends are asked whether they have kernels for it. Nothing is
 //! written down by hand.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use tenure_cpu::simd::Isa;
 use tenure_graph::{
-    Activation, Graph, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
+    Activation, Graph, Grid, InputId, KvType, OutputId, Plan, RopeSpec, RopeStyle, Rows, Slide, StepShape, Val, Yarn,
 };
 use tenure_tensor::{DType, Shape, TensorSpec, codec};
 
@@ -58,6 +58,9 @@ pub(crate) fn document() -> Result<String, String> {
     )?;
     table(&mut text, "Ropes", "kind", ropes())?;
     table(&mut text, "Others, of 32-bit floats", "operation", others())?;
+    let kernels = floats().map(|dtype| (dtype.name().to_owned(), conv2d(dtype)));
+    table(&mut text, "Kernels slid over images (`conv2d`)", "kernel", kernels)?;
+    table(&mut text, "Others over images, of 32-bit floats", "operation", over_images())?;
     let not: Vec<&str> = DType::ALL.into_iter().filter(|dtype| !dtype.is_computable()).map(DType::name).collect();
     let _ = write!(
         text,
@@ -104,7 +107,7 @@ fn own(mut kernels: BTreeSet<&'static str>, plan: &Plan) -> BTreeSet<&'static st
     if plan.steps().len() > 1 {
         kernels.remove("embed");
     }
-    if plan.input_cols() == 0 {
+    if plan.inputs().is_empty() {
         kernels.remove("copy");
     }
     kernels
@@ -123,41 +126,30 @@ fn has_codec(dtype: DType) -> bool {
     codec::dequantize(dtype, &block, &mut values).is_ok()
 }
 
-/// Tensors by name, of which there need be no bytes.
-#[derive(Default)]
-struct File(HashMap<String, TensorSpec>);
-
-impl WeightCatalog for File {
-    fn find(&self, name: &str) -> Option<&TensorSpec> {
-        self.0.get(name)
-    }
-}
-
 /// A plan whose table is of one type, and whose weight `w` of another.
 fn plan(
     table: DType,
     weight: Option<(DType, Shape)>,
     body: impl FnOnce(&Graph<'_>, Val) -> Val,
 ) -> Result<Plan, String> {
-    let mut file = File::default();
-    let tensors = [("table", table, Shape::from([COLS, COLS]))];
-    for (name, dtype, shape) in tensors.into_iter().chain(weight.map(|(dtype, shape)| ("w", dtype, shape))) {
-        file.0.insert(name.to_owned(), TensorSpec { name: name.to_owned(), dtype, shape });
-    }
+    plan_of(OutputId::Hidden, table, weight, body)
+}
+
+/// The same with an output of that kind.
+fn plan_of(
+    output: OutputId,
+    table: DType,
+    weight: Option<(DType, Shape)>,
+    body: impl FnOnce(&Graph<'_>, Val) -> Val,
+) -> Result<Plan, String> {
+    let tensors =
+        std::iter::once(("table", (table, Shape::from([COLS, COLS])))).chain(weight.map(|weight| ("w", weight)));
+    let file: Vec<TensorSpec> =
+        tensors.map(|(name, (dtype, shape))| TensorSpec { name: name.to_owned(), dtype, shape }).collect();
     let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
     let x = g.embed(g.table("table", COLS, COLS), 1.0);
     let out = body(&g, x);
-    g.finish(&[(OutputId::Hidden, out)]).map_err(|error| error.to_string())
-}
-
-/// The largest of some logits, and rows of them.
-fn logits() -> Asked {
-    let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([COLS, COLS]) };
-    let file = File(HashMap::from([("table".to_owned(), spec)]));
-    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
-    let out = g.take_rows(g.embed(g.table("table", COLS, COLS), 1.0));
-    let plan = g.finish(&[(OutputId::Logits, out)]).map_err(|error| error.to_string());
-    (plan, KvType::F32, None)
+    g.finish(&[(output, out)]).map_err(|error| error.to_string())
 }
 
 fn product(dtype: DType) -> Asked {
@@ -208,18 +200,73 @@ fn ropes() -> Vec<(String, Asked)> {
 
 fn others() -> Vec<(String, Asked)> {
     type Body = fn(&Graph<'_>, Val) -> Val;
-    let all: [(&str, Body); 7] = [
+    let all: [(&str, Body); 16] = [
         ("`glu`, SiLU", |g, x| g.glu(x, x, Activation::Silu)),
         ("`glu`, GELU (tanh)", |g, x| g.glu(x, x, Activation::GeluTanh)),
         ("`add`", |g, x| g.add(x, x)),
         ("`scale`", |g, x| g.scale(x, 2.0)),
         ("`softcap`", |g, x| g.softcap(x, 30.0)),
         ("`take_rows`", |g, x| g.take_rows(x)),
-        ("`input`", |g, _| g.input(COLS)),
+        ("`input`", |g, _| g.input(InputId::Hidden, Rows::Step, COLS)),
+        ("`embed` by position", |g, _| g.embed_positions(g.table("table", COLS, COLS))),
+        ("`layer_norm`", |g, x| g.layer_norm(x, None, None, 1e-5)),
+        ("`activate`, SiLU", |g, x| g.activate(x, Activation::Silu)),
+        ("`activate`, GELU", |g, x| g.activate(x, Activation::Gelu)),
+        ("`activate`, GELU (tanh)", |g, x| g.activate(x, Activation::GeluTanh)),
+        ("`activate`, quick GELU", |g, x| g.activate(x, Activation::QuickGelu)),
+        ("`activate`, ReLU", |g, x| g.activate(x, Activation::Relu)),
+        ("`glu_halves`", |g, x| g.glu_halves(x, Activation::Gelu)),
+        ("`concat`", |g, x| g.concat(x, x)),
     ];
     let ask = |(name, body): (&str, Body)| (name.to_owned(), (plan(DType::F32, None, body), KvType::F32, None));
-    let largest = ("`take_rows`, and the largest of each row".to_owned(), logits());
+    let logits = plan_of(OutputId::Logits, DType::F32, None, |g, x| g.take_rows(x));
+    let largest = ("`take_rows`, and the largest of each row".to_owned(), (logits, KvType::F32, None));
     all.into_iter().map(ask).chain([largest]).collect()
+}
+
+/// What the operations over images are asked about.
+const GRID: Grid = Grid { images: 2, height: 4, width: 8 };
+
+/// A plan over images, with a weight `w`.
+fn image_plan(weight: Option<(DType, Shape)>, body: impl FnOnce(&Graph<'_>, Val) -> Val) -> Asked {
+    let spec = |(dtype, shape)| TensorSpec { name: "w".to_owned(), dtype, shape };
+    let file: Vec<TensorSpec> = weight.map(spec).into_iter().collect();
+    let dtype = file.first().map(|spec| spec.dtype);
+    let g = Graph::new(&file, StepShape { rows: 0, outs: 0, context: 0 });
+    let x = g.input(InputId::Sample, Rows::Fixed(GRID.rows() as u32), COLS);
+    let out = body(&g, x);
+    (g.finish(&[(OutputId::Sample, out)]).map_err(|error| error.to_string()), KvType::F32, dtype)
+}
+
+fn conv2d(dtype: DType) -> Asked {
+    let slide = Slide { grid: GRID, size: 3, stride: 1, before: 1, after: 1 };
+    let weight = Some((dtype, Shape::from([COLS, COLS, 3, 3])));
+    image_plan(weight, |g, x| g.conv2d(x, g.kernel("w", COLS, COLS, 3), None, slide))
+}
+
+fn over_images() -> Vec<(String, Asked)> {
+    type Body = fn(&Graph<'_>, Val) -> Val;
+    let all: [(&str, Option<usize>, Body); 5] = [
+        ("`group_norm`", Some(COLS), |g, x| {
+            let w = g.vector("w", COLS);
+            g.group_norm(x, w, w, 32, 1e-5, GRID.pixels())
+        }),
+        ("`upsample`", None, |g, x| {
+            let to = Grid { height: 2 * GRID.height, width: 2 * GRID.width, ..GRID };
+            g.upsample(x, GRID, to)
+        }),
+        ("`attend`", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), false)),
+        ("`attend`, causal", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), true)),
+        ("`add_row`", None, |g, x| {
+            let row = g.input(InputId::Pooled, Rows::Fixed(GRID.images), COLS);
+            g.add_row(x, row, GRID.pixels())
+        }),
+    ];
+    let ask = |(name, len, body): (&str, Option<usize>, Body)| {
+        let (plan, kv, _) = image_plan(len.map(|len| (DType::F32, Shape::from([len]))), body);
+        (name.to_owned(), (plan, kv, None))
+    };
+    all.into_iter().map(ask).collect()
 }
 
 #[cfg(test)]
@@ -230,7 +277,8 @@ mod tests {
     fn every_operation_of_a_plan_has_a_line() {
         let mut seen = BTreeSet::new();
         let lines = computed().map(product).chain(computed().map(rows)).chain([norm(DType::F32), cache(KvType::F32)]);
-        for (plan, ..) in lines.chain(ropes().into_iter().chain(others()).map(|(_, asked)| asked)) {
+        let others = ropes().into_iter().chain(others()).chain(over_images());
+        for (plan, ..) in lines.chain([conv2d(DType::F32)]).chain(others.map(|(_, asked)| asked)) {
             seen.extend(plan.expect("a sound plan").steps().iter().map(|step| step.op.name()));
         }
         // The operations as `tenure-graph` names them.

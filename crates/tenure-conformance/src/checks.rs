@@ -84,7 +84,7 @@ pub fn agrees(model: &ModelHandle<Text>, case: &GoldenCase, bound: f64, what: &s
 /// When they change more.
 pub fn kv_types(engine: &Engine) {
     for (name, golden) in goldens().expect("fixtures") {
-        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
+        let case = golden.longest();
         let logits = |kv| {
             let options = TextOptions { kv, ..TextOptions::default() };
             let result = engine.load_text_with(fixture(&golden.model), &options, &LoadOptions::default());

@@ -46,6 +46,16 @@ pub struct Golden {
     pub cases: Vec<GoldenCase>,
 }
 
+impl Golden {
+    /// The case with the longest prompt.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn longest(&self) -> &GoldenCase {
+        self.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases")
+    }
+}
+
 /// One prompt.
 #[derive(Debug, Deserialize)]
 pub struct GoldenCase {

@@ -15,9 +15,9 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// The first Vulkan device, watched over by the validation layer, with the fastest kernels that it and `caps` allow. On a machine without either, says so and gives
-    /// `None`; a test calls it off then. Where the environment has `CI`, that is a failure: there the packages are
-    /// installed, and a test that does not run proves nothing.
+    /// The first Vulkan device, watched over by the validation layer, with the fastest kernels that it and `caps` allow.
+    /// On a machine without either, says so and gives `None`; a test calls it off then. Where the environment has `CI`,
+    /// that is a failure: there the packages are installed, and a test that does not run proves nothing.
     ///
     /// # Panics
     /// When there is a device that cannot be opened, or none in CI.

@@ -86,6 +86,10 @@ unsafe impl Backend for Poisoned {
         self.inner.kv_block_bytes(layer, kv)
     }
 
+    fn supports(&self, plan: &Plan, kv: KvType) -> Result<(), DeviceError> {
+        self.inner.supports(plan, kv)
+    }
+
     fn scratch(&self, plan: &Plan) -> ByteSize {
         self.inner.scratch(plan)
     }

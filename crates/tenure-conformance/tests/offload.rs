@@ -9,7 +9,7 @@ use tenure::{
     TextOptions, WeightAccess, WeightStore,
 };
 use tenure_conformance::checks::{load, same_bits, soon};
-use tenure_conformance::{Fault, Faulty, Golden, Gpu, Operation, Poisoned, checks, fixture, goldens};
+use tenure_conformance::{Fault, Faulty, Gpu, Operation, Poisoned, checks, fixture, goldens};
 use tenure_device::Backend;
 
 fn cpu() -> Arc<dyn Backend> {
@@ -30,11 +30,6 @@ fn logits(model: &ModelHandle<Text>, tokens: &[u32]) -> Vec<f32> {
     session.evaluate(tokens, &soon()).expect("evaluates").to_vec()
 }
 
-/// The longest prompt of a model.
-fn longest(golden: &Golden) -> &[u32] {
-    &golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases").tokens
-}
-
 /// Where both devices compute alike, where a model is cut changes no bit.
 #[test]
 fn every_cut_gives_the_same_bits() {
@@ -42,12 +37,12 @@ fn every_cut_gives_the_same_bits() {
     for (name, golden) in goldens().expect("fixtures") {
         let whole = load(&engine, &golden, &options(Offload::All));
         let layers = whole.config().layers;
-        let want = logits(&whole, longest(&golden));
+        let want = logits(&whole, &golden.longest().tokens);
         for count in 0..=layers + 1 {
             for check_activations in [false, true] {
                 let options = TextOptions { check_activations, ..options(Offload::Layers(count)) };
                 let model = load(&engine, &golden, &options);
-                let got = logits(&model, longest(&golden));
+                let got = logits(&model, &golden.longest().tokens);
                 assert!(same_bits(&got, &want), "{name} with {count} of {layers} layers");
             }
         }
@@ -81,7 +76,7 @@ fn each_device_holds_what_was_planned_for_it() {
                 let reservation = engine.reserve(&plan, &soon()).expect("fits");
                 assert_eq!(reservation.remaining(), plan.bytes());
                 let model = engine.load(plan, reservation, &LoadOptions::default()).expect("loads");
-                logits(&model, longest(&golden));
+                logits(&model, &golden.longest().tokens);
                 assert_eq!(host.report().allocated, on(&host), "{name} {count}");
                 assert_eq!(engine.report().allocated, on(engine.device()), "{name} {count}");
                 assert_eq!(model.memory(), on(&host) + on(engine.device()));
@@ -163,7 +158,7 @@ fn faults_of_either_device_leave_nothing_behind() {
     let (name, golden) = goldens().expect("fixtures").swap_remove(0);
     let want = {
         let engine = Engine::on(large(cpu())).with_host(large(cpu()));
-        logits(&load(&engine, &golden, &options(Offload::Layers(1))), longest(&golden))
+        logits(&load(&engine, &golden, &options(Offload::Layers(1))), &golden.longest().tokens)
     };
     for faulty_host in [false, true] {
         let faulty = Arc::new(Faulty::new(cpu()));
@@ -175,7 +170,7 @@ fn faults_of_either_device_leave_nothing_behind() {
                 faulty.arm(Fault { operation, nth, sticky: false });
                 let outcome = engine
                     .load_text_with(fixture(&golden.model), &options(Offload::Layers(1)), &LoadOptions::default())
-                    .and_then(|model| Ok(model.session()?.evaluate(longest(&golden), &soon())?.to_vec()));
+                    .and_then(|model| Ok(model.session()?.evaluate(&golden.longest().tokens, &soon())?.to_vec()));
                 let struck = faulty.fired();
                 faulty.disarm();
                 for report in [device.report(), host.report()] {
@@ -188,7 +183,7 @@ fn faults_of_either_device_leave_nothing_behind() {
                 }
                 outcome.expect_err("the fault struck");
                 let model = load(&engine, &golden, &options(Offload::Layers(1)));
-                assert_eq!(logits(&model, longest(&golden)), want, "{name} {operation:?} {nth}");
+                assert_eq!(logits(&model, &golden.longest().tokens), want, "{name} {operation:?} {nth}");
             }
         }
     }

@@ -15,7 +15,8 @@ use tenure_device::{
     SegmentKind, StepInputs, StepRows, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
 };
 use tenure_graph::{
-    Activation, Graph, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, WeightCatalog, Yarn,
+    Activation, Graph, InputId, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, Value,
+    WeightCatalog, Yarn,
 };
 use tenure_tensor::{ByteSize, DType, Shape, TensorSpec, codec};
 use tenure_vulkan::Caps;
@@ -190,7 +191,7 @@ fn results(program: &mut Program, steps: &[Rows], mut after: impl FnMut(&Rows)) 
     let mut all = Vec::new();
     for step @ Rows { tokens, positions, tables, outputs } in steps {
         let wanted = vec![Wanted::Row; outputs.len()];
-        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, wanted: &wanted, hidden: &[] };
+        let inputs = StepInputs { tokens, positions, tables, blocks: &blocks, outputs, wanted: &wanted, given: &[] };
         program.run(&inputs, &[soon()]).expect("runs");
         for row in 0..outputs.len() {
             let mut out = vec![f32::NAN; cols];
@@ -663,7 +664,7 @@ fn rows_beyond_a_value_cannot_be_read() {
     let outputs = [0; 5000];
     let wanted = [Wanted::Row; 5000];
     let (tokens, positions, tables, blocks) = (&[2], &[0], &[0], &[0; TABLES]);
-    let inputs = StepInputs { tokens, positions, tables, blocks, outputs: &outputs, wanted: &wanted, hidden: &[] };
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs: &outputs, wanted: &wanted, given: &[] };
     program.run(&inputs, &[soon()]).expect("runs");
     let mut row = [0.0; 16];
     program.read(OutputId::Logits, 0, &mut row).expect("computed");
@@ -673,7 +674,7 @@ fn rows_beyond_a_value_cannot_be_read() {
     }
     // Nor is there a top of what is not by outputs.
     let (outputs, wanted) = (&[0], &[Wanted::Top(1)]);
-    let inputs = StepInputs { tokens, positions, tables, blocks, outputs, wanted, hidden: &[] };
+    let inputs = StepInputs { tokens, positions, tables, blocks, outputs, wanted, given: &[] };
     assert!(matches!(program.run(&inputs, &[soon()]), Err(RunError::BadInput { .. })));
 }
 
@@ -748,7 +749,7 @@ fn largest_agree(backend: &Arc<dyn Backend>, widths: &[usize]) {
                 blocks: &blocks,
                 outputs: &outputs,
                 wanted: &wanted,
-                hidden: &[],
+                given: &[],
             };
             program.run(&inputs, &[soon()]).expect("runs");
             for (at, (&output, &wanted)) in outputs.iter().zip(&wanted).enumerate() {
@@ -811,27 +812,35 @@ fn rows_that_come_with_a_step() {
             let mut file = File::default();
             file.put("w", DType::F32, Shape::from([cols]), &mut Random(11));
             let g = Graph::new(&file, shape(37));
-            let x = g.input(cols);
+            let x = g.input(InputId::Hidden, tenure_graph::Rows::Step, cols);
             let y = g.rms_norm(x, g.vector("w", cols), 1e-6);
             let plan = Arc::new(g.finish(&[(OutputId::Hidden, x), (OutputId::Logits, y)]).expect("a sound plan"));
-            assert_eq!((plan.vocab(), plan.input_cols()), (None, cols));
+            assert_eq!(
+                (plan.vocab(), plan.input(InputId::Hidden)),
+                (None, Some(Value { rows: tenure_graph::Rows::Step, cols }))
+            );
             for backend in [&pair.poisoned, &pair.cpu] {
                 let mut program = bind(backend, &plan, &file, KvType::F32).program;
                 for rows in [1, 37, 9] {
                     let hidden: Vec<f32> = (0..rows * cols).map(|at| at as f32 - 3.5).collect();
                     let (positions, zeros): (Vec<u32>, _) = ((0..rows as u32).collect(), vec![0; rows]);
                     let blocks: Vec<u32> = (0..plan.shape().table_len() as u32).collect();
-                    let step = |hidden| StepInputs {
-                        tokens: &zeros,
-                        positions: &positions,
-                        tables: &zeros,
-                        blocks: &blocks,
-                        outputs: &[],
-                        wanted: &[],
-                        hidden,
-                    };
-                    program.run(&step(&hidden[1..]), &[soon()]).expect_err("a number is missing");
-                    program.run(&step(&hidden), &[soon()]).expect("runs");
+                    for (given, holds) in [(&hidden[1..], false), (&hidden[..], true)] {
+                        let step = StepInputs {
+                            tokens: &zeros,
+                            positions: &positions,
+                            tables: &zeros,
+                            blocks: &blocks,
+                            outputs: &[],
+                            wanted: &[],
+                            given: &[(InputId::Hidden, given)],
+                        };
+                        assert_eq!(program.run(&step, &[soon()]).is_ok(), holds, "a number is missing, or none");
+                    }
+                    let mut all = vec![f32::NAN; rows * cols];
+                    program.read(OutputId::Hidden, 0, &mut all).expect("all rows at once");
+                    assert_eq!(all, hidden);
+                    program.read(OutputId::Hidden, 1, &mut all).expect_err("one row too many");
                     let mut row = vec![f32::NAN; cols];
                     for (at, want) in hidden.chunks_exact(cols).enumerate() {
                         program.read(OutputId::Hidden, at, &mut row).expect("was computed");

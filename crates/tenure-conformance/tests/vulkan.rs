@@ -85,7 +85,7 @@ fn what_is_larger_than_a_binding_gives_the_same_bits() {
     let engines = gpus.map(|gpu| engine(gpu.backend.clone()));
     let (mut tables, mut caches, mut segments, mut indivisible) = (0, 0, 0, 0);
     for (name, golden) in goldens().expect("fixtures") {
-        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
+        let case = golden.longest();
         let tokens = &case.tokens[..60];
         let options = TextOptions { kv: KvType::F32, context: Some(64), batch: 40, ..TextOptions::default() };
         let store = Arc::new(WeightStore::open(fixture(&golden.model)).expect("a sound file"));

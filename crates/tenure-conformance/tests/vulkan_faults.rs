@@ -331,7 +331,7 @@ fn many_submissions_give_the_bits_of_one() {
     let Some(divided) = Gpu::open_failing(small, faults.driver(None)) else { return };
     let engines = [engine(&gpu), engine(&divided)];
     for (name, golden) in goldens().expect("fixtures") {
-        let case = golden.cases.iter().max_by_key(|case| case.tokens.len()).expect("has cases");
+        let case = golden.longest();
         let options = TextOptions { kv: KvType::F32, batch: 64, ..TextOptions::default() };
         let [(one, whole), (many, parts)] = [&engines[0], &engines[1]].map(|engine| {
             let model = load(engine, &golden, &options);

@@ -12,6 +12,7 @@ use crate::lower::lower;
 use crate::raw::load::STAGING;
 use crate::raw::memory;
 use crate::simd::{Isa, attention};
+use crate::support::supports;
 
 /// How the CPU is used.
 #[derive(Clone, Debug, Default)]
@@ -115,6 +116,10 @@ unsafe impl Backend for Cpu {
         attention::block_bytes(kv, layer.head_dim)
             .map(|head| ByteSize::of(head).times(layer.heads as u64))
             .ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })
+    }
+
+    fn supports(&self, plan: &Plan, kv: KvType) -> Result<(), DeviceError> {
+        supports(self.isa, plan, kv)
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {

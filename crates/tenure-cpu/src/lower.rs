@@ -73,6 +73,7 @@ pub(crate) enum RowOp {
     Upsample {
         x: Val,
         grid: Grid,
+        to: Grid,
         out: Val,
     },
     Activate {
@@ -352,10 +353,10 @@ impl Lowering<'_> {
                 let op = AttendOp { q, k, v, beside, heads, scale, queries, keys, causal, bias, sequences, out };
                 self.open(Phase::Attend(op));
             }
-            (&Op::Upsample { x, grid }, Some(out)) => {
+            (&Op::Upsample { x, grid, to }, Some(out)) => {
                 let touched =
                     Touched { reads: vec![Touch { stride: 0, ..self.touch(x) }], writes: vec![self.touch(out)] };
-                self.rows_phase(self.rows(out), RowOp::Upsample { x, grid, out }, touched);
+                self.rows_phase(self.rows(out), RowOp::Upsample { x, grid, to, out }, touched);
             }
             (&Op::Activate { x, activation }, Some(out)) => {
                 self.row_op(self.rows(out), RowOp::Activate { x, activation, out }, &[x], &[out]);

@@ -15,8 +15,7 @@ pub fn supports(isa: Isa, plan: &Plan, kv: KvType) -> Result<(), DeviceError> {
         let dtype = weight.spec.dtype;
         let products = match Layout::of(weight) {
             Layout::Panels => panels::has_kernel(isa, dtype),
-            // Kernels of other types lie as 32-bit floats.
-            Layout::Kernel => true,
+            Layout::Kernel => float::has_kernel(dtype),
             Layout::Raw => !weight.as_matrix || float::has_kernel(dtype),
             Layout::Vector => !dtype.is_block(),
         };

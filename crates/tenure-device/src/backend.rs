@@ -68,6 +68,12 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// [`DeviceError::UnsupportedKv`] when the layer cannot be held in that type.
     fn kv_block_bytes(&self, layer: KvLayer, kv: KvType) -> Result<ByteSize, DeviceError>;
 
+    /// Whether there are kernels for everything in `plan`, with a KV cache of that type.
+    ///
+    /// # Errors
+    /// [`DeviceError`] naming the first thing there is none for.
+    fn supports(&self, plan: &Plan, kv: KvType) -> Result<(), DeviceError>;
+
     /// What running `plan` takes beside its arena.
     fn scratch(&self, plan: &Plan) -> ByteSize;
 
@@ -195,10 +201,10 @@ pub trait Exec: Send {
     /// else is untouched.
     fn run(&mut self, step: &StepInputs<'_>, stops: &[Stop]) -> Result<(), RunError>;
 
-    /// Copies one row of an output of the last step.
+    /// Copies rows of an output of the last step, from `row` on, as many as `into` has room for.
     ///
     /// # Errors
-    /// [`RunError::BadInput`] when there is no such row, it was not wanted whole, or `into` has another length.
+    /// [`RunError::BadInput`] when there are no such rows, one was not wanted whole, or `into` is not as long as whole rows.
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError>;
 
     /// Copies the ids and values of the largest logits of one output of the last step, in the order of
@@ -374,6 +380,14 @@ pub enum DeviceError {
         name: String,
         /// Its type.
         dtype: DType,
+    },
+    /// An operation has no kernel on the device.
+    #[error("{device} has no kernel for the operation {op}")]
+    UnsupportedOp {
+        /// The device.
+        device: String,
+        /// The operation ([`tenure_graph::Op::name`]).
+        op: &'static str,
     },
     /// The processor lacks the instruction set asked for.
     #[error("this processor does not have {isa}")]

@@ -7,6 +7,7 @@ use tenure_tensor::ByteSize;
 use crate::backend::{AllocError, Backend, DeviceError};
 use crate::deadline::Stop;
 use crate::ledger::{BudgetError, Ledger, Report};
+use crate::pool::Shared;
 use crate::segment::{Lease, SegmentKind};
 
 /// One device: a backend, and the account of its memory. Clones share both.
@@ -85,6 +86,25 @@ impl Device {
         Ok(Reservation { device: self.clone(), label, pending: footprint.segments.clone() })
     }
 
+    /// Turns reserved bytes into a segment.
+    pub(crate) fn allocate(
+        &self,
+        label: &Arc<str>,
+        kind: SegmentKind,
+        bytes: ByteSize,
+        pool: Option<Arc<Shared>>,
+    ) -> Result<Lease, CarveError> {
+        let alloc = self.backend.alloc(kind, bytes);
+        let raw = alloc.map_err(|error| CarveError::Alloc { label: label.to_string(), kind, error })?;
+        self.ledger.allocate(label, kind, bytes, raw.bytes);
+        let Device { backend, ledger } = self.clone();
+        Ok(Lease::new(raw, kind, label.clone(), backend, ledger, pool))
+    }
+
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// Who holds what.
     pub fn report(&self) -> Report {
         self.ledger.report(self.backend.available())
@@ -115,6 +135,18 @@ pub enum CarveError {
         label: String,
         /// What was asked for.
         kind: SegmentKind,
+    },
+    /// The pool has not so much left.
+    #[error("{label:?} has {left} left for {kind}, which take {needed}")]
+    PoolExhausted {
+        /// Who reserved.
+        label: String,
+        /// What for.
+        kind: SegmentKind,
+        /// How much was asked for.
+        needed: ByteSize,
+        /// How much no segment has.
+        left: ByteSize,
     },
     /// The device refused, though the budget allowed it.
     #[error("{label:?}, {kind}: {error}")]
@@ -153,16 +185,16 @@ impl Reservation {
         let Some(at) = at else {
             return Err(CarveError::NotReserved { label: self.label.to_string(), kind });
         };
-        let bytes = self.pending[at].1;
-        let raw = self.device.backend.alloc(kind, bytes).map_err(|error| CarveError::Alloc {
-            label: self.label.to_string(),
-            kind,
-            error,
-        })?;
+        let lease = self.device.allocate(&self.label, kind, self.pending[at].1, None)?;
         self.pending.remove(at);
-        self.device.ledger.allocate(&self.label, kind, bytes, raw.bytes);
-        let Device { backend, ledger } = self.device.clone();
-        Ok(Lease::new(raw, kind, self.label.clone(), backend, ledger))
+        Ok(lease)
+    }
+
+    /// What is reserved and not yet carved, and nothing is left.
+    pub(crate) fn take_all(&mut self) -> (Device, Arc<str>, ByteSize) {
+        let rest = self.remaining();
+        self.pending.clear();
+        (self.device.clone(), self.label.clone(), rest)
     }
 }
 

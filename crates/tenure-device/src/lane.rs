@@ -32,6 +32,11 @@ impl Device {
 }
 
 impl DeviceLane {
+    /// The device whose queue it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Brings weights from their files into their leases, in the backend's layout.
     ///
     /// # Errors

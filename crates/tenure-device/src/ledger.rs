@@ -190,16 +190,17 @@ impl Ledger {
     /// Gives back allocated bytes whose memory has been freed.
     pub(crate) fn free(&self, label: &Arc<str>, kind: SegmentKind, bytes: ByteSize) {
         let mut state = self.lock();
-        state.allocated = state.allocated.saturating_sub(bytes);
-        let key = (label.clone(), kind);
-        if let Some(held) = state.holders.get_mut(&key) {
-            *held = held.saturating_sub(bytes);
-            if *held == ByteSize::ZERO {
-                state.holders.remove(&key);
-            }
-        }
+        state.freed(label, kind, bytes);
         drop(state);
         self.freed.notify_all();
+    }
+
+    /// Turns allocated bytes whose memory has been freed back into reserved ones.
+    pub(crate) fn free_to_reserved(&self, label: &Arc<str>, kind: SegmentKind, bytes: ByteSize) {
+        let mut state = self.lock();
+        state.freed(label, kind, bytes);
+        state.reserved += bytes;
+        *state.pending.entry(label.clone()).or_default() += bytes;
     }
 
     /// The account is whole after every call, so a panic elsewhere while it was locked does not spoil it.
@@ -216,6 +217,18 @@ impl State {
             *pending = pending.saturating_sub(bytes);
             if *pending == ByteSize::ZERO {
                 self.pending.remove(label);
+            }
+        }
+    }
+
+    /// Takes bytes off what is allocated.
+    fn freed(&mut self, label: &Arc<str>, kind: SegmentKind, bytes: ByteSize) {
+        self.allocated = self.allocated.saturating_sub(bytes);
+        let key = (label.clone(), kind);
+        if let Some(held) = self.holders.get_mut(&key) {
+            *held = held.saturating_sub(bytes);
+            if *held == ByteSize::ZERO {
+                self.holders.remove(&key);
             }
         }
     }

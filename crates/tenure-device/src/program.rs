@@ -39,7 +39,7 @@ impl Program {
         self.exec.run(step, stops)
     }
 
-    /// Copies one row of an output of the last step. See [`Exec::read`].
+    /// Copies rows of an output of the last step. See [`Exec::read`].
     ///
     /// # Errors
     /// [`RunError`].

@@ -8,6 +8,7 @@ use tenure_tensor::ByteSize;
 
 use crate::backend::Backend;
 use crate::ledger::Ledger;
+use crate::pool::Shared;
 
 /// What a segment is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +57,8 @@ struct Segment {
     label: Arc<str>,
     backend: Arc<dyn Backend>,
     ledger: Arc<Ledger>,
+    /// Where its bytes go when it is freed, if not back to the budget.
+    pool: Option<Arc<Shared>>,
     /// How many read it, or [`WRITTEN`].
     users: AtomicU32,
 }
@@ -85,8 +88,9 @@ impl Lease {
         label: Arc<str>,
         backend: Arc<dyn Backend>,
         ledger: Arc<Ledger>,
+        pool: Option<Arc<Shared>>,
     ) -> Self {
-        Lease(Arc::new(Segment { raw, kind, label, backend, ledger, users: AtomicU32::new(0) }))
+        Lease(Arc::new(Segment { raw, kind, label, backend, ledger, pool, users: AtomicU32::new(0) }))
     }
 
     /// What the memory is for.
@@ -135,11 +139,14 @@ impl Lease {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // SAFETY: `raw` came from `alloc` of this very backend (see `Reservation::carve`, the only caller of
+        // SAFETY: `raw` came from `alloc` of this very backend (see `Device::allocate`, the only caller of
         // `Lease::new`), it is freed here alone, and whatever could still read it would hold a clone of the lease.
         unsafe { self.backend.free(self.raw) };
         // The budget gets its bytes back only now that the memory is really gone.
-        self.ledger.free(&self.label, self.kind, self.raw.bytes);
+        match &self.pool {
+            Some(pool) => pool.give_back(&self.ledger, self.kind, self.raw.bytes),
+            None => self.ledger.free(&self.label, self.kind, self.raw.bytes),
+        }
     }
 }
 

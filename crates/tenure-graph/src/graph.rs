@@ -276,12 +276,13 @@ impl<'c> Graph<'c> {
     }
 
     /// [`Op::Upsample`].
-    pub fn upsample(&self, x: Val, grid: Grid) -> Val {
+    pub fn upsample(&self, x: Val, grid: Grid, to: Grid) -> Val {
         let Value { rows, cols } = self.value(x);
-        let result = grid.rows().checked_mul(4).and_then(|rows| u32::try_from(rows).ok());
         self.over("upsample", rows, grid);
-        self.demand(result.is_some(), || bad("upsample", "grid", format!("{grid:?}")));
-        self.push(Op::Upsample { x, grid }, Rows::Fixed(result.unwrap_or(0)), cols)
+        let doubles = |from: u32, to: u32| from > 0 && to.div_ceil(2) == from;
+        let sound = grid.images == to.images && doubles(grid.height, to.height) && doubles(grid.width, to.width);
+        self.demand(sound && to.rows() <= u32::MAX as usize, || bad("upsample", "result", format!("{to:?}")));
+        self.push(Op::Upsample { x, grid, to }, Rows::Fixed(to.rows() as u32), cols)
     }
 
     /// [`Op::Attend`] within sequences of `queries` rows of `q` and `keys` rows of `k` and `v`, of nothing else.

@@ -7,17 +7,11 @@
 //! Three types to know: [`Graph`], [`Plan`], [`Op`].
 //!
 //! ```
-//! use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
+//! use tenure_graph::{Graph, OutputId, StepShape};
 //! use tenure_tensor::{DType, Shape, TensorSpec};
 //!
-//! struct File(Vec<TensorSpec>);
-//! impl WeightCatalog for File {
-//!     fn find(&self, name: &str) -> Option<&TensorSpec> {
-//!         self.0.iter().find(|spec| spec.name == name)
-//!     }
-//! }
 //! let spec = |name: &str, shape| TensorSpec { name: name.into(), dtype: DType::F32, shape };
-//! let file = File(vec![spec("embd", Shape::from([256, 64])), spec("norm", Shape::from([64]))]);
+//! let file = vec![spec("embd", Shape::from([256, 64])), spec("norm", Shape::from([64]))];
 //!
 //! let g = Graph::new(&file, StepShape { rows: 8, outs: 1, context: 64 });
 //! let x = g.embed(g.table("embd", 256, 64), 1.0);

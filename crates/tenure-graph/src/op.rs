@@ -112,12 +112,15 @@ pub enum Op {
         /// How it is slid.
         slide: Slide,
     },
-    /// Each pixel four times: images twice as high and wide, by the nearest pixel.
+    /// Each pixel four times, by the nearest pixel: images twice as high and wide, or without the last row or column of
+    /// that.
     Upsample {
         /// `[images * height * width, cols]`.
         x: Val,
         /// The grid of `x`.
         grid: Grid,
+        /// That of the result.
+        to: Grid,
     },
     /// Attention of the rows of `q` over all rows of `k` and `v` of the same sequence, and of what is beside them, or over
     /// those up to their own place.
@@ -571,7 +574,7 @@ impl fmt::Display for Op {
                 write!(f, " {w} {images}x{height}x{width} size={size} stride={stride} zeros={before},{after}")?;
                 bias.map_or(Ok(()), |b| write!(f, " +{b}"))
             }
-            Op::Upsample { grid: Grid { images, height, width }, .. } => write!(f, " {images}x{height}x{width}"),
+            Op::Upsample { to: Grid { images, height, width }, .. } => write!(f, " -> {images}x{height}x{width}"),
             Op::Attend { heads, scale, queries, keys, beside, causal, bias, .. } => {
                 write!(f, " heads={heads} scale={scale} {queries}x{keys}")?;
                 beside.map_or(Ok(()), |more| write!(f, "+{}", more.keys))?;

@@ -205,6 +205,12 @@ pub trait WeightCatalog {
     fn find(&self, name: &str) -> Option<&TensorSpec>;
 }
 
+impl WeightCatalog for Vec<TensorSpec> {
+    fn find(&self, name: &str) -> Option<&TensorSpec> {
+        self.iter().find(|spec| spec.name == name)
+    }
+}
+
 /// Shapes of vectors may be written with leading ones.
 pub(crate) fn is_vector_of(shape: &Shape, len: usize) -> bool {
     shape.elements() == Some(len) && shape.cols() == len

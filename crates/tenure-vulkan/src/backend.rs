@@ -13,10 +13,11 @@ use crate::attention::scratch_bytes;
 use crate::devices::{DeviceInfo, DeviceSelector};
 use crate::error::VulkanError;
 use crate::exchange::Exchange;
+use crate::explain::kernels_within;
 use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
-use crate::lower::{Bounds, Sites, TooLarge, lower, ropes};
+use crate::lower::{Bounds, Sites, lower, ropes};
 use crate::raw::buffer::{Buffer, Home, allocation_bytes};
 use crate::raw::device::{Gpu, GpuError, called};
 #[cfg(feature = "testing")]
@@ -226,7 +227,7 @@ impl Shared {
             scratch: weights + 3,
             turns: vec![0; ropes],
             magnitudes: vec![1.0; ropes],
-            hidden: 0,
+            inputs: vec![0; plan.inputs().len()],
             outputs: vec![0; plan.outputs().len()],
             tops: 0,
         }
@@ -236,11 +237,6 @@ impl Shared {
     /// rows are looked for in the same place.
     pub(crate) fn scratch_bytes(&self, plan: &Plan) -> u64 {
         scratch_bytes(plan, self.bounds().window).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
-    }
-
-    /// An error of lowering, as a backend reports it.
-    pub(crate) fn too_large(&self, TooLarge { what, bytes, most }: TooLarge) -> DeviceError {
-        DeviceError::TooLarge { device: self.gpu.name(), what, bytes, most }
     }
 
     /// How a plan's exchange memory is laid out.
@@ -332,6 +328,10 @@ unsafe impl Backend for Vulkan {
         }
         let layout = KvLayout::of(layer, kv).ok_or(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim })?;
         Ok(layout.block_bytes())
+    }
+
+    fn supports(&self, plan: &Plan, kv: KvType) -> Result<(), DeviceError> {
+        kernels_within(plan, kv, self.shared.bounds(), self.name()).map(drop)
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {

@@ -27,8 +27,8 @@ pub(crate) struct Exchange {
     slot: u64,
     /// Offset of each distinct rope's turns.
     pub(crate) turns: Vec<u64>,
-    /// Offset of the rows that come with a step.
-    pub(crate) hidden: u64,
+    /// Offset of the rows of each of the plan's inputs.
+    pub(crate) given: Vec<u64>,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
     /// Offset of the largest logits.
@@ -51,7 +51,7 @@ impl Exchange {
             table_len,
             slot: 0,
             turns: Vec::new(),
-            hidden: 0,
+            given: Vec::new(),
             outputs: Vec::new(),
             tops: 0,
             logits: plan.output(OutputId::Logits).map_or(0, |logits| plan.value(logits).cols),
@@ -65,15 +65,12 @@ impl Exchange {
             at
         };
         exchange.turns = ropes(plan).into_iter().map(|rope| take(turns_bytes(rope))).collect();
-        exchange.hidden = take(rows.saturating_mul(plan.input_cols() as u64 * WORD));
-        exchange.outputs = plan
-            .outputs()
-            .iter()
-            .map(|&(_, val)| {
-                let value = plan.value(val);
-                take(shape.capacity(value.rows) as u64 * value.cols as u64 * WORD)
-            })
-            .collect();
+        let mut room = |val| {
+            let value = plan.value(val);
+            take((shape.capacity(value.rows) as u64).saturating_mul(value.cols as u64 * WORD))
+        };
+        exchange.given = plan.inputs().iter().map(|&(_, val)| room(val)).collect();
+        exchange.outputs = plan.outputs().iter().map(|&(_, val)| room(val)).collect();
         exchange.tops = take(Tops::of(plan).map_or(0, Tops::bytes));
         exchange.bytes = end;
         exchange
@@ -170,23 +167,15 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
+    use tenure_graph::{Graph, OutputId, StepShape};
     use tenure_tensor::{DType, Shape, TensorSpec};
 
     use super::*;
 
-    struct File(TensorSpec);
-
-    impl WeightCatalog for File {
-        fn find(&self, name: &str) -> Option<&TensorSpec> {
-            (self.0.name == name).then_some(&self.0)
-        }
-    }
-
     #[test]
     fn each_table_is_written_once_wherever_it_was() {
         let spec = TensorSpec { name: "embd".to_owned(), dtype: DType::F32, shape: Shape::from([9, 4]) };
-        let file = File(spec);
+        let file = vec![spec];
         let g = Graph::new(&file, StepShape { rows: 4, outs: 2, context: 70 });
         let x = g.take_rows(g.embed(g.table("embd", 9, 4), 1.0));
         let plan = g.finish(&[(OutputId::Logits, x)]).expect("a sound plan");
@@ -200,7 +189,7 @@ mod tests {
             blocks: &blocks,
             outputs: &[2],
             wanted: &[Wanted::Top(3)],
-            hidden: &[],
+            given: &[],
         };
         let mut writer = Writer::default();
         for _ in 0..2 {
@@ -220,7 +209,7 @@ mod tests {
     #[test]
     fn slots_and_outputs_do_not_overlap() {
         let spec = TensorSpec { name: "embd".to_owned(), dtype: DType::F32, shape: Shape::from([9, 4]) };
-        let file = File(spec);
+        let file = vec![spec];
         let g = Graph::new(&file, StepShape { rows: 4, outs: 2, context: 70 });
         let x = g.take_rows(g.embed(g.table("embd", 9, 4), 1.0));
         let plan = g.finish(&[(OutputId::Logits, x)]).expect("a sound plan");

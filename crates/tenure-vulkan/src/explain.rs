@@ -10,7 +10,7 @@ use crate::hazard::{Access, Hazards};
 use crate::kernel::Kernel;
 use crate::kinds::{Many, Placed};
 use crate::layout::{KvLayout, WORD, weight_bytes};
-use crate::lower::{Bounds, Dispatch, TooLarge, lower, pieces};
+use crate::lower::{Bounds, Dispatch, lower, pieces};
 use crate::tops::ENTRY;
 
 /// The commands of one step.
@@ -36,24 +36,26 @@ pub struct Explanation {
 /// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;
 /// [`DeviceError::TooLarge`] when something fits into no binding of a device with the least that Vulkan 1.1 demands.
 pub fn kernels(plan: &Plan, kv: KvType) -> Result<BTreeSet<&'static str>, DeviceError> {
-    let device = || "vulkan".to_owned();
+    kernels_within(plan, kv, Bounds::LEAST, "vulkan".to_owned())
+}
+
+/// [`kernels`] on a device.
+pub(crate) fn kernels_within(
+    plan: &Plan,
+    kv: KvType,
+    bounds: Bounds,
+    device: String,
+) -> Result<BTreeSet<&'static str>, DeviceError> {
     for weight in plan.weights() {
         if weight_bytes(weight).is_none() {
             let (name, dtype) = (weight.spec.name.clone(), weight.spec.dtype);
-            return Err(DeviceError::UnsupportedDtype { device: device(), name, dtype });
+            return Err(DeviceError::UnsupportedDtype { device, name, dtype });
         }
     }
     if let Some(layer) = plan.kv_layers().iter().find(|&&layer| KvLayout::of(layer, kv).is_none()) {
         return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
     }
-    let least = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
-    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), least);
-    let dispatches = dispatches.map_err(|TooLarge { what, bytes, most }| DeviceError::TooLarge {
-        device: device(),
-        what,
-        bytes,
-        most,
-    })?;
+    let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), bounds).map_err(|error| error.on(device))?;
     let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
     Ok(dispatches.iter().flat_map(names).collect())
 }
@@ -73,7 +75,7 @@ impl Vulkan {
     ) -> Result<Explanation, DeviceError> {
         let shared = self.shared();
         let sites = Shared::nowhere(plan, kv, Some(kv_blocks));
-        let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
+        let dispatches = lower(plan, &sites, shared.bounds()).map_err(|error| error.on(shared.gpu.name()))?;
         let align = shared.gpu.limits.align;
         let positions: Vec<u32> = (0..plan.shape().context as u32).rev().take(rows).rev().collect();
         let placed = Placed { tables: &vec![0; positions.len()], positions: &positions };
@@ -111,7 +113,9 @@ fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
                     Wanted::Top(k) => top_len(k, value.cols) as u64 * ENTRY,
                 })
                 .sum(),
-            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_), rows) => step.of(rows) as u64 * row,
+            (OutputId::Logits | OutputId::Hidden | OutputId::Layer(_) | OutputId::Sample | OutputId::Context, rows) => {
+                step.of(rows) as u64 * row
+            }
         }
     };
     plan.outputs().iter().map(of).sum()

@@ -61,6 +61,7 @@ impl Many {
         match rows {
             Rows::Step => self.step,
             Rows::Out => self.outs,
+            Rows::Fixed(count) => count as usize > FEW,
         }
     }
 }

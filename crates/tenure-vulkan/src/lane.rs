@@ -3,14 +3,14 @@
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use tenure_device::{DeviceError, Exec, Lane, Load, LoadError, Memory, Stop, WeightPlace, host_room};
+use tenure_device::{DeviceError, Exec, Lane, Lease, Load, LoadError, Memory, Stop, WeightPlace, host_room};
 use tenure_graph::{Plan, RopeAngles};
 use tenure_tensor::{ByteSize, codec};
 
 use crate::backend::Shared;
 use crate::exchange::{COUNT_BYTES, SLOTS};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
-use crate::lower::{Sites, TooLarge, lower, ropes};
+use crate::lower::{NotLowered, Sites, lower, ropes};
 use crate::raw::buffer::Buffer;
 use crate::raw::exec::{Parts, VulkanExec, download};
 use crate::raw::upload::Staging;
@@ -124,9 +124,19 @@ impl VulkanLane {
         Ok(buffer)
     }
 
-    /// Whether the device is there at all.
-    fn alive(&self) -> Result<(), DeviceError> {
-        self.shared.alive()
+    /// The buffer of memory that a plan may need, if it holds `need`. Nothing needs nothing: another stands in then.
+    fn lent(
+        &self,
+        lease: Option<&Lease>,
+        need: u64,
+        what: &'static str,
+        other: &Arc<Buffer>,
+    ) -> Result<Arc<Buffer>, DeviceError> {
+        match lease {
+            _ if need == 0 => Ok(other.clone()),
+            Some(lease) => self.buffer(lease.raw(), 0, need, what),
+            None => Err(DeviceError::WrongMemory { what, got: ByteSize::ZERO, need: ByteSize::new(need) }),
+        }
     }
 
     fn unmapped(&self) -> DeviceError {
@@ -136,7 +146,7 @@ impl VulkanLane {
 
 impl Lane for VulkanLane {
     unsafe fn load(&mut self, load: &Load<'_>, stop: &Stop) -> Result<(), LoadError> {
-        self.alive()?;
+        self.shared.alive()?;
         let mut staging = self.staging(stop)?;
         let begun = staging.as_mut().map_or(Ok(()), |staging| staging.begin(stop));
         // SAFETY: the caller's promise.
@@ -148,7 +158,7 @@ impl Lane for VulkanLane {
     }
 
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
-        self.alive()?;
+        self.shared.alive()?;
         let shared = &self.shared;
         let mut buffers = Buffers::default();
         let mut weights = Vec::with_capacity(plan.weights().len());
@@ -179,35 +189,17 @@ impl Lane for VulkanLane {
             layers.push(end.get());
             end += layout.block_bytes().times(kv_blocks as u64);
         }
-        let missing = DeviceError::WrongMemory { what: "kv cache", got: ByteSize::ZERO, need: end };
-        let kv = match &memory.kv.lease {
-            Some(lease) => self.buffer(lease.raw(), 0, end.get(), "kv cache")?,
-            None if end == ByteSize::ZERO => arena.clone(),
-            None => return Err(missing),
-        };
+        let kv = self.lent(memory.kv.lease.as_ref(), end.get(), "kv cache", &arena)?;
         let exchange = shared.exchange(&plan);
-        let need = ByteSize::new(exchange.bytes);
-        let missing = DeviceError::WrongMemory { what: "exchange", got: ByteSize::ZERO, need };
-        let lease = memory.exchange.as_ref().ok_or(missing)?;
-        let exchange_buffer = self.buffer(lease.raw(), 0, exchange.bytes, "exchange")?;
+        let exchange_buffer = self.lent(memory.exchange.as_ref(), exchange.bytes, "exchange", &arena)?;
         let need = shared.scratch_bytes(&plan);
-        let scratch = match &memory.scratch {
-            _ if need == 0 => exchange_buffer.clone(),
-            Some(lease) => self.buffer(lease.raw(), 0, need, "scratch")?,
-            None => {
-                let (got, need) = (ByteSize::ZERO, ByteSize::new(need));
-                return Err(DeviceError::WrongMemory { what: "scratch", got, need });
-            }
-        };
+        let scratch = self.lent(memory.scratch.as_ref(), need, "scratch", &arena)?;
         for slot in 0..SLOTS {
             let (bytes, most) = (exchange.inputs(slot).1, shared.gpu.limits.range);
             if bytes > most {
-                let what = "the inputs of a step".to_owned();
-                return Err(shared.too_large(TooLarge {
-                    what,
-                    bytes: ByteSize::new(bytes),
-                    most: ByteSize::new(most),
-                }));
+                let (what, bytes, most) =
+                    ("the inputs of a step".to_owned(), ByteSize::new(bytes), ByteSize::new(most));
+                return Err(NotLowered::TooLarge { what, bytes, most }.on(shared.gpu.name()));
             }
         }
 
@@ -242,11 +234,11 @@ impl Lane for VulkanLane {
             scratch: buffers.place(scratch),
             turns: exchange.turns.clone(),
             magnitudes,
-            hidden: exchange.hidden,
+            inputs: exchange.given.clone(),
             outputs: exchange.outputs.clone(),
             tops: exchange.tops,
         };
-        let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| shared.too_large(error))?;
+        let dispatches = lower(&plan, &sites, shared.bounds()).map_err(|error| error.on(shared.gpu.name()))?;
         if dispatches.len() as u64 > exchange.dispatches {
             let counts = |dispatches: u64| ByteSize::new(COUNT_BYTES).times(dispatches);
             let (got, need) = (counts(exchange.dispatches), counts(dispatches.len() as u64));

@@ -3,8 +3,11 @@
 //! A binding shows a kernel only so many bytes, and a grid has only so many workgroups in a direction, so a step may
 //! take several dispatches: parts of a weight's rows, of the step's rows, or of a cache's heads.
 
-use tenure_device::{StepRows, Wanted};
-use tenure_graph::{KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val, WeightId};
+use tenure_device::{DeviceError, StepRows, Wanted};
+use tenure_graph::{
+    Activation, Index, InputId, KvLayerId, KvType, Op, OutputId, Plan, RopeSpec, RopeStyle, Rows, Step, StepShape, Val,
+    WeightId,
+};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
@@ -72,6 +75,11 @@ pub(crate) struct Bounds {
     pub(crate) work: u64,
 }
 
+impl Bounds {
+    /// Those of a device with the least that Vulkan 1.1 demands; submissions may be of any length.
+    pub(crate) const LEAST: Bounds = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+}
+
 /// Where things are. Buffers are numbered; who lowers knows which is which.
 #[derive(Clone, Debug)]
 pub(crate) struct Sites {
@@ -94,20 +102,31 @@ pub(crate) struct Sites {
     pub(crate) turns: Vec<u64>,
     /// Factor on the cosines and sines of each.
     pub(crate) magnitudes: Vec<f32>,
-    /// Offset of the rows that come with the step.
-    pub(crate) hidden: u64,
+    /// Offset of the rows of each of the plan's inputs.
+    pub(crate) inputs: Vec<u64>,
     /// Offset of each output.
     pub(crate) outputs: Vec<u64>,
     /// Offset of the largest logits.
     pub(crate) tops: u64,
 }
 
-/// Something that fits into no binding.
+/// Why a plan has no dispatches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TooLarge {
-    pub(crate) what: String,
-    pub(crate) bytes: ByteSize,
-    pub(crate) most: ByteSize,
+pub(crate) enum NotLowered {
+    /// Something fits into no binding.
+    TooLarge { what: String, bytes: ByteSize, most: ByteSize },
+    /// There is no kernel for an operation.
+    Operation(&'static str),
+}
+
+impl NotLowered {
+    /// What the caller is told.
+    pub(crate) fn on(self, device: String) -> DeviceError {
+        match self {
+            NotLowered::TooLarge { what, bytes, most } => DeviceError::TooLarge { device, what, bytes, most },
+            NotLowered::Operation(op) => DeviceError::UnsupportedOp { device, op },
+        }
+    }
 }
 
 /// The distinct ropes of a plan.
@@ -124,7 +143,7 @@ pub(crate) fn ropes(plan: &Plan) -> Vec<&RopeSpec> {
 }
 
 /// The dispatches of a plan, in order.
-pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Dispatch>, TooLarge> {
+pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Dispatch>, NotLowered> {
     let mut lowering = Lowering { plan, sites, bounds, ropes: ropes(plan), dispatches: Vec::new() };
     for step in plan.steps() {
         lowering.step(step)?;
@@ -177,7 +196,12 @@ struct Run {
 }
 
 impl Lowering<'_> {
-    fn step(&mut self, step: &Step) -> Result<(), TooLarge> {
+    fn step(&mut self, step: &Step) -> Result<(), NotLowered> {
+        if let Some(out) = step.out
+            && matches!(self.plan.value(out).rows, Rows::Fixed(_))
+        {
+            return Err(NotLowered::Operation(step.op.name()));
+        }
         let Some(out) = step.out else {
             // The only operation without a result.
             return match step.op {
@@ -186,8 +210,8 @@ impl Lowering<'_> {
             };
         };
         match step.op {
-            Op::Input => self.input(out),
-            Op::Embed { table, scale } => self.embed(table, scale, out),
+            Op::Input { id } => self.input(id, out),
+            Op::Embed { table, scale, by: Index::Token } => self.embed(table, scale, out),
             Op::RmsNorm { x, weight, eps, group } => {
                 let cols = self.cols(out);
                 let weight = self.vector(weight)?;
@@ -206,8 +230,11 @@ impl Lowering<'_> {
             }
             Op::Glu { gate, up, activation } => {
                 let kind = match activation {
-                    tenure_graph::Activation::Silu => 0,
-                    tenure_graph::Activation::GeluTanh => 1,
+                    Activation::Silu => 0,
+                    Activation::GeluTanh => 1,
+                    Activation::Gelu | Activation::QuickGelu | Activation::Relu => {
+                        return Err(NotLowered::Operation(step.op.name()));
+                    }
                 };
                 self.elementwise(Kernel::Glu, kind, &[gate, up], &[], out)
             }
@@ -215,10 +242,25 @@ impl Lowering<'_> {
             Op::Scale { x, factor } => self.elementwise(Kernel::Scale, 0, &[x], &[factor.to_bits()], out),
             Op::Softcap { x, cap } => self.elementwise(Kernel::Softcap, 0, &[x], &[cap.to_bits()], out),
             Op::TakeRows { x } => self.take_rows(x, out),
+            // Image models run on the CPU.
+            Op::Embed { by: Index::Position, .. }
+            | Op::LayerNorm { .. }
+            | Op::GroupNorm { .. }
+            | Op::Conv2d { .. }
+            | Op::Upsample { .. }
+            | Op::Attend { .. }
+            | Op::Activate { .. }
+            | Op::GluHalves { .. }
+            | Op::Concat { .. }
+            | Op::AddRow { .. }
+            | Op::Modulate { .. }
+            | Op::AddGated { .. }
+            | Op::AddCentre { .. }
+            | Op::Unpatch { .. } => Err(NotLowered::Operation(step.op.name())),
         }
     }
 
-    fn embed(&mut self, table: WeightId, scale: f32, out: Val) -> Result<(), TooLarge> {
+    fn embed(&mut self, table: WeightId, scale: f32, out: Val) -> Result<(), NotLowered> {
         let (format, row) = self.matrix(table);
         let cols = self.cols(out);
         for (first, count) in
@@ -234,7 +276,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn matmul(&mut self, x: Val, w: WeightId, bias: Option<WeightId>, out: Val) -> Result<(), TooLarge> {
+    fn matmul(&mut self, x: Val, w: WeightId, bias: Option<WeightId>, out: Val) -> Result<(), NotLowered> {
         let (format, row) = self.matrix(w);
         let (k, n) = (self.cols(x), self.cols(out));
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
@@ -254,7 +296,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn rope(&mut self, x: Val, head_dim: usize, rope: &RopeSpec, out: Val) -> Result<(), TooLarge> {
+    fn rope(&mut self, x: Val, head_dim: usize, rope: &RopeSpec, out: Val) -> Result<(), NotLowered> {
         let at = self.ropes.iter().position(|known| *known == rope).unwrap_or_default();
         let style = match rope.style {
             RopeStyle::Adjacent => 0,
@@ -270,7 +312,7 @@ impl Lowering<'_> {
         })
     }
 
-    fn kv_store(&mut self, k: Val, v: Val, layer: KvLayerId) -> Result<(), TooLarge> {
+    fn kv_store(&mut self, k: Val, v: Val, layer: KvLayerId) -> Result<(), NotLowered> {
         let head_dim = self.plan.kv_layer(layer).head_dim as u64;
         for part in self.heads(layer)? {
             self.by_rows(&[k, v], |me, run| {
@@ -291,7 +333,7 @@ impl Lowering<'_> {
         heads: usize,
         scoring: [u32; 3],
         out: Val,
-    ) -> Result<(), TooLarge> {
+    ) -> Result<(), NotLowered> {
         let kv = self.plan.kv_layer(layer);
         let (head_dim, group) = (kv.head_dim as u64, (heads / kv.heads) as u64);
         let context = self.plan.shape().context as u64;
@@ -344,7 +386,7 @@ impl Lowering<'_> {
         inputs: &[Val],
         words: &[u32],
         out: Val,
-    ) -> Result<(), TooLarge> {
+    ) -> Result<(), NotLowered> {
         let cols = self.cols(out);
         let values: Vec<Val> = inputs.iter().copied().chain([out]).collect();
         self.by_rows(&values, |me, run| {
@@ -355,7 +397,7 @@ impl Lowering<'_> {
         })
     }
 
-    fn take_rows(&mut self, x: Val, out: Val) -> Result<(), TooLarge> {
+    fn take_rows(&mut self, x: Val, out: Val) -> Result<(), NotLowered> {
         let cols = self.cols(out);
         let capacity = self.plan.shape().capacity(Rows::Step) as u64;
         for (first, count) in self.windows(capacity, cols * WORD, u64::MAX, || format!("a row of {x}"))? {
@@ -369,8 +411,10 @@ impl Lowering<'_> {
     }
 
     /// Copies the rows that come with the step from where the host writes them.
-    fn input(&mut self, out: Val) -> Result<(), TooLarge> {
-        let (cols, buffer, offset) = (self.cols(out), self.sites.exchange, self.sites.hidden);
+    fn input(&mut self, id: InputId, out: Val) -> Result<(), NotLowered> {
+        let place = self.plan.inputs().iter().position(|&(other, _)| other == id);
+        let offset = place.and_then(|place| self.sites.inputs.get(place)).copied().unwrap_or(0);
+        let (cols, buffer) = (self.cols(out), self.sites.exchange);
         self.by_rows(&[out], |me, run| {
             let offset = offset + run.first * cols * WORD;
             let from = (Region { buffer, offset, bytes: run.count * cols * WORD }, Access::Read);
@@ -379,7 +423,7 @@ impl Lowering<'_> {
     }
 
     /// Copies an output to where the host reads it.
-    fn read_back(&mut self, val: Val, constant: u32, offset: u64) -> Result<(), TooLarge> {
+    fn read_back(&mut self, val: Val, constant: u32, offset: u64) -> Result<(), NotLowered> {
         let (cols, buffer) = (self.cols(val), self.sites.exchange);
         self.by_rows(&[val], |me, run| {
             let offset = offset + run.first * cols * WORD;
@@ -389,7 +433,7 @@ impl Lowering<'_> {
     }
 
     /// Finds the largest logits and puts them where the host reads them.
-    fn top(&mut self, tops: Tops) -> Result<(), TooLarge> {
+    fn top(&mut self, tops: Tops) -> Result<(), NotLowered> {
         let Tops { logits, cols, parts, room, outs } = tops;
         let (lists, list) = (parts * room * ENTRY, room * ENTRY);
         let most = self.bounds.groups;
@@ -407,7 +451,7 @@ impl Lowering<'_> {
     }
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
-    fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), TooLarge> {
+    fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), NotLowered> {
         self.by_rows_of_work(values, (0, 1), each)
     }
 
@@ -418,7 +462,7 @@ impl Lowering<'_> {
         values: &[Val],
         (work, together): (u64, u64),
         mut each: impl FnMut(&mut Self, Run),
-    ) -> Result<(), TooLarge> {
+    ) -> Result<(), NotLowered> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
         let capacity = self.plan.shape().capacity(rows) as u64;
@@ -434,21 +478,27 @@ impl Lowering<'_> {
     }
 
     /// Divides `count` rows of `row` bytes into windows that fit a binding, of `most` rows each.
-    fn windows(&self, count: u64, row: u64, most: u64, what: impl Fn() -> String) -> Result<Vec<(u64, u64)>, TooLarge> {
+    fn windows(
+        &self,
+        count: u64,
+        row: u64,
+        most: u64,
+        what: impl Fn() -> String,
+    ) -> Result<Vec<(u64, u64)>, NotLowered> {
         let window = self.bounds.window;
         let fits = (window / row.max(1)).min(most);
         if fits == 0 {
-            return Err(TooLarge { what: what(), bytes: ByteSize::new(row), most: ByteSize::new(window) });
+            return Err(NotLowered::TooLarge { what: what(), bytes: ByteSize::new(row), most: ByteSize::new(window) });
         }
         Ok((0..count.div_ceil(fits)).map(|at| (at * fits, fits.min(count - at * fits))).collect())
     }
 
     /// Divides a layer's cache by its heads.
-    fn heads(&self, layer: KvLayerId) -> Result<Vec<HeadPart>, TooLarge> {
+    fn heads(&self, layer: KvLayerId) -> Result<Vec<HeadPart>, NotLowered> {
         let kv = self.plan.kv_layer(layer);
         let what = || format!("the cache of one head of {layer}");
         let Some(layout) = KvLayout::of(kv, self.sites.kv_type) else {
-            return Err(TooLarge { what: what(), bytes: ByteSize::ZERO, most: ByteSize::ZERO });
+            return Err(NotLowered::TooLarge { what: what(), bytes: ByteSize::ZERO, most: ByteSize::ZERO });
         };
         let (blocks, most) = match self.sites.kv_blocks {
             Some(blocks) => (blocks, u64::MAX),
@@ -508,12 +558,12 @@ impl Lowering<'_> {
         Region { buffer: self.sites.arena, offset, bytes: run.count * row }
     }
 
-    fn vector(&self, id: WeightId) -> Result<(Region, Access), TooLarge> {
+    fn vector(&self, id: WeightId) -> Result<(Region, Access), NotLowered> {
         let (buffer, offset) = self.sites.weights[id.index()];
         let bytes = weight_bytes(self.plan.weight(id)).unwrap_or(0);
         if bytes > self.bounds.window {
             let (bytes, most) = (ByteSize::new(bytes), ByteSize::new(self.bounds.window));
-            return Err(TooLarge { what: self.name(id), bytes, most });
+            return Err(NotLowered::TooLarge { what: self.name(id), bytes, most });
         }
         Ok((Region { buffer, offset, bytes }, Access::Read))
     }
@@ -635,7 +685,8 @@ impl Dispatch {
         }
         push[MOST_BINDINGS] = self.grid.first as u32;
         push[MOST_BINDINGS + 1] = match self.grid.rows {
-            Rows::Step => 0,
+            // Steps of a fixed number of rows are not lowered.
+            Rows::Step | Rows::Fixed(_) => 0,
             Rows::Out => 1,
         };
         push[MOST_BINDINGS + 2] = self.grid.most as u32;
@@ -656,18 +707,10 @@ impl Grid {
 
 #[cfg(test)]
 mod tests {
-    use tenure_graph::{Graph, OutputId, StepShape, WeightCatalog};
+    use tenure_graph::{Graph, OutputId, StepShape};
     use tenure_tensor::{Shape, TensorSpec};
 
     use super::*;
-
-    struct File(Vec<TensorSpec>);
-
-    impl WeightCatalog for File {
-        fn find(&self, name: &str) -> Option<&TensorSpec> {
-            self.0.iter().find(|spec| spec.name == name)
-        }
-    }
 
     /// One layer of attention and a head, over a vocabulary of 300.
     fn plan() -> Plan {
@@ -676,10 +719,8 @@ mod tests {
 
     fn plan_of(rows: usize, context: usize) -> Plan {
         let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
-        let file = File(vec![
-            spec("embd", DType::Q4_0, Shape::from([300, 64])),
-            spec("qkv", DType::F16, Shape::from([64, 64])),
-        ]);
+        let file =
+            vec![spec("embd", DType::Q4_0, Shape::from([300, 64])), spec("qkv", DType::F16, Shape::from([64, 64]))];
         let g = Graph::new(&file, StepShape { rows, outs: 3, context });
         let x = g.embed(g.table("embd", 300, 64), 1.0);
         let part = || g.matmul(x, g.matrix("qkv", 64, 64), None);
@@ -702,7 +743,7 @@ mod tests {
             scratch: 13,
             turns: Vec::new(),
             magnitudes: Vec::new(),
-            hidden: 0,
+            inputs: vec![0; plan.inputs().len()],
             outputs: vec![512],
             tops: 1 << 20,
         }
@@ -711,7 +752,7 @@ mod tests {
     #[test]
     fn what_is_divided_is_covered_once_and_fits() {
         let plan = plan();
-        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        let whole = Bounds::LEAST;
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
         let count = plan.steps().len() + 3;
@@ -751,7 +792,7 @@ mod tests {
     fn no_submission_has_more_work_than_is_bearable() {
         let plan = plan();
         let sites = sites(&plan, Some(8));
-        let whole = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+        let whole = Bounds::LEAST;
         // Three rows of one product, which has 64 x 64 multiplications a row.
         let small = Bounds { work: 3 * 64 * 64, ..whole };
         let (few, parts) = (lower(&plan, &sites, whole).expect("fits"), lower(&plan, &sites, small).expect("fits"));
@@ -777,20 +818,20 @@ mod tests {
     #[test]
     fn a_row_larger_than_a_binding_is_named() {
         let plan = plan();
-        let error = lower(&plan, &sites(&plan, Some(1)), Bounds { window: 100, groups: 65_535, work: u64::MAX })
-            .expect_err("tiny");
-        assert_eq!(error.most, ByteSize::new(100));
-        let error = lower(&plan, &sites(&plan, Some(1000)), Bounds { window: 1 << 16, groups: 65_535, work: u64::MAX });
-        assert_eq!(error.expect_err("a long cache").what, "the cache of one head of kv0");
+        let of = |window| Bounds { window, ..Bounds::LEAST };
+        let error = lower(&plan, &sites(&plan, Some(1)), of(100)).expect_err("tiny");
+        assert!(matches!(error, NotLowered::TooLarge { most, .. } if most == ByteSize::new(100)), "{error:?}");
+        let error = lower(&plan, &sites(&plan, Some(1000)), of(1 << 16));
+        let error = error.expect_err("a long cache");
+        let wanted = "the cache of one head of kv0";
+        assert!(matches!(&error, NotLowered::TooLarge { what, .. } if what == wanted), "{error:?}");
     }
 
     /// Each row is attended for once in every kind of recording.
     #[test]
     fn attention_is_divided_among_its_kernels() {
         let plan = plan_of(20, 1000);
-        let dispatches =
-            lower(&plan, &sites(&plan, Some(32)), Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX });
-        let dispatches = dispatches.expect("fits");
+        let dispatches = lower(&plan, &sites(&plan, Some(32)), Bounds::LEAST).expect("fits");
         let groups = |tables: &[u32], positions: &[u32]| {
             let placed = Placed { tables, positions };
             let many = Many::kind(&dispatches, placed, 1);

@@ -33,7 +33,7 @@ impl Tops {
         let cols = value.cols as u64;
         let outs = match value.rows {
             Rows::Out => plan.shape().outs as u64,
-            Rows::Step => return None,
+            Rows::Step | Rows::Fixed(_) => return None,
         };
         Some(Tops { logits, cols, parts: cols.div_ceil(PART), room: top_len(MOST_TOP, value.cols) as u64, outs })
     }

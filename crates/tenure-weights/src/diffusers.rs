@@ -42,6 +42,84 @@ pub struct Variant {
     pub path: PathBuf,
 }
 
+/// The settings of a component: its `config.json` or `scheduler_config.json`.
+///
+/// The getters give `None` for what is not there or null, and refuse a value of another type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    path: PathBuf,
+    values: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Settings {
+    /// Reads the file at `path`; `None` when there is none.
+    pub fn open(path: impl AsRef<Path>) -> Result<Option<Self>, WeightsError> {
+        let path = path.as_ref();
+        match read_index(path) {
+            Ok(values) => Ok(Some(Settings { path: path.to_owned(), values })),
+            Err(e) if matches!(e.kind(), ErrorKind::Io { kind: std::io::ErrorKind::NotFound, .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The string at `key`.
+    pub fn str(&self, key: &str) -> Result<Option<&str>, WeightsError> {
+        self.typed(key, "string", serde_json::Value::as_str)
+    }
+
+    /// The number at `key`.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>, WeightsError> {
+        self.typed(key, "number", serde_json::Value::as_f64)
+    }
+
+    /// The bool at `key`.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, WeightsError> {
+        self.typed(key, "bool", serde_json::Value::as_bool)
+    }
+
+    /// The number that is not negative at `key`.
+    pub fn usize(&self, key: &str) -> Result<Option<usize>, WeightsError> {
+        self.typed(key, "number that is not negative", as_usize)
+    }
+
+    /// The numbers that are not negative at `key`; one that is no list counts as a list of one.
+    pub fn usizes(&self, key: &str) -> Result<Option<Vec<usize>>, WeightsError> {
+        self.typed(key, "numbers that are not negative", |value| match value.as_array() {
+            Some(values) => values.iter().map(as_usize).collect(),
+            None => as_usize(value).map(|one| vec![one]),
+        })
+    }
+
+    /// Whether there is a value other than null at `key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        want: &'static str,
+        pick: impl FnOnce(&'a serde_json::Value) -> Option<T>,
+    ) -> Result<Option<T>, WeightsError> {
+        let Some(value) = self.values.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+        let wrong = || ErrorKind::WrongType {
+            key: Shown::new(key),
+            want,
+            got: Shown::new(value.to_string()).as_str().to_owned(),
+        };
+        pick(value).map(Some).ok_or_else(|| WeightsError::new(&self.path, wrong()))
+    }
+}
+
+fn as_usize(value: &serde_json::Value) -> Option<usize> {
+    usize::try_from(value.as_u64()?).ok()
+}
+
 impl Pipeline {
     /// Reads `model_index.json` of `folder` and looks into the components' folders.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, WeightsError> {

@@ -151,6 +151,16 @@ pub struct MappedTensor {
     range: (usize, usize),
 }
 
+impl MappedTensor {
+    /// `len` of the bytes from `start` on, such as some of the tensor's rows; `None` where there are not so many.
+    pub fn part(&self, start: u64, len: u64) -> Option<MappedTensor> {
+        let (from, to) = self.range;
+        let start = from.checked_add(usize::try_from(start).ok()?)?;
+        let end = start.checked_add(usize::try_from(len).ok()?)?;
+        (end <= to).then(|| MappedTensor { map: self.map.clone(), range: (start, end) })
+    }
+}
+
 impl Deref for MappedTensor {
     type Target = [u8];
 

@@ -40,6 +40,13 @@ pub struct Share {
     pub footprint: Footprint,
 }
 
+impl Share {
+    /// Whether it fits into what is free now.
+    pub fn fits(&self) -> bool {
+        self.footprint.total() <= self.device.report().free()
+    }
+}
+
 /// The right to load one model: what its plan takes of each device is set aside. Not `Clone`; dropping it gives back
 /// what was not used.
 #[derive(Debug)]
@@ -148,8 +155,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the file is no model Tenure can run, or an option is out of bounds.
-    pub fn plan<F: Family>(&self, store: &Arc<WeightStore>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
-        Ok(LoadPlan { inner: F::plan(self, store, options)? })
+    pub fn plan<F: Family>(&self, source: &Arc<F::Source>, options: &F::Options) -> Result<LoadPlan<F>, Error> {
+        Ok(LoadPlan { inner: F::plan(self, source, options)? })
     }
 
     /// Sets aside what `plan` takes, waiting for it until `stop`.

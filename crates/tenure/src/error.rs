@@ -89,6 +89,15 @@ pub(crate) enum Cause {
     NoFreeSequence { sequences: usize },
     #[error("the model's file has no chat template")]
     NoChatTemplate,
+    #[error(
+        "the {network} takes {needed} for an image of this size, the model was loaded with {held} for it: load it for \
+         larger images"
+    )]
+    ImageTooLarge { network: String, needed: tenure_tensor::ByteSize, held: tenure_tensor::ByteSize },
+    #[error("{done} of {images} images are drawn")]
+    NotDrawn { done: usize, images: usize },
+    #[error("the autoencoder gave pixels that are no numbers")]
+    NonFinitePixels,
     #[error("the reservation is for {reserved} of its engine's device, the plan needs {needed} of this engine's")]
     WrongReservation { reserved: tenure_tensor::ByteSize, needed: tenure_tensor::ByteSize },
 }
@@ -135,7 +144,8 @@ impl Error {
                 ErrorKind::BadParameter
             }
             Cause::Run(RunError::NonFiniteActivation { .. })
-            | Cause::Sampling(SamplingError::NonFiniteLogits { .. }) => ErrorKind::NonFinite,
+            | Cause::Sampling(SamplingError::NonFiniteLogits { .. } | SamplingError::NonFiniteOutput { .. })
+            | Cause::NonFinitePixels => ErrorKind::NonFinite,
             Cause::Load { .. } | Cause::Run(_) | Cause::Vulkan(_) => ErrorKind::Device,
             Cause::Sampling(_)
             | Cause::Encode(_)
@@ -143,6 +153,8 @@ impl Error {
             | Cause::TokenOutOfRange { .. }
             | Cause::BadParameter { .. }
             | Cause::NoChatTemplate
+            | Cause::ImageTooLarge { .. }
+            | Cause::NotDrawn { .. }
             | Cause::WrongReservation { .. } => ErrorKind::BadParameter,
             Cause::PromptTooLong { .. } => ErrorKind::PromptTooLong,
             Cause::NoFreeSequence { .. } => ErrorKind::Busy,
@@ -181,6 +193,9 @@ impl Error {
             | Cause::BadParameter { .. }
             | Cause::NoFreeSequence { .. }
             | Cause::NoChatTemplate
+            | Cause::ImageTooLarge { .. }
+            | Cause::NotDrawn { .. }
+            | Cause::NonFinitePixels
             | Cause::WrongReservation { .. }) => variant(cause),
         }
     }
@@ -207,7 +222,9 @@ fn of_device(error: &DeviceError) -> ErrorKind {
             ErrorKind::OutOfMemory
         }
         DeviceError::Lost { .. } => ErrorKind::DeviceLost,
-        DeviceError::UnsupportedDtype { .. } | DeviceError::UnsupportedKv { .. } => ErrorKind::UnsupportedModel,
+        DeviceError::UnsupportedDtype { .. }
+        | DeviceError::UnsupportedKv { .. }
+        | DeviceError::UnsupportedOp { .. } => ErrorKind::UnsupportedModel,
         DeviceError::BadThreads { .. } | DeviceError::UnsupportedIsa { .. } => ErrorKind::BadParameter,
         _ => ErrorKind::Device,
     }

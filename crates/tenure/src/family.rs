@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use tenure_device::Deadline;
 use tenure_tensor::ByteSize;
-use tenure_weights::WeightStore;
 
 use crate::engine::{Engine, LoadOptions, Reservation, Share};
 use crate::error::Error;
 
-/// A family of models: [`crate::Text`]. Sealed; the families are Tenure's.
+/// A family of models: [`crate::Text`] or [`crate::Image`]. Sealed; the families are Tenure's.
 pub trait Family: sealed::Family {}
 
 impl<F: sealed::Family> Family for F {}
@@ -21,6 +20,8 @@ pub(crate) mod sealed {
 
     /// What the engine needs to know of a family.
     pub trait Family: Sized + 'static {
+        /// Where its weights are.
+        type Source;
         /// What the caller may choose.
         type Options;
         /// Everything needed to load, worked out.
@@ -29,7 +30,7 @@ pub(crate) mod sealed {
         type Loaded: Send + Sync;
 
         /// Works out what loading takes.
-        fn plan(engine: &Engine, store: &Arc<WeightStore>, options: &Self::Options) -> Result<Self::Plan, Error>;
+        fn plan(engine: &Engine, source: &Arc<Self::Source>, options: &Self::Options) -> Result<Self::Plan, Error>;
         /// Who holds the memory, for reports.
         fn label(plan: &Self::Plan) -> &str;
         /// What loading takes of each device.

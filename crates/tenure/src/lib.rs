@@ -88,7 +88,9 @@
 mod engine;
 mod error;
 mod family;
+mod image;
 mod text;
+mod weights;
 
 /// What the CPU backend has beside the backend itself.
 pub mod cpu {
@@ -107,16 +109,24 @@ pub mod vulkan {
 pub use engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
+pub use image::{
+    Drawing, Drawn, Image, ImageOptions, ImageRequest, ImageSession, Init, Mask, Network, NetworkMemory, Phase,
+    Picture, Progress, Residency, Tiling, Warning,
+};
 pub use tenure_cpu::{Cpu, CpuOptions};
 pub use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, SegmentKind, Stop, Wanted};
 pub use tenure_graph::KvType;
+pub use tenure_models::image::{ImageConfig, ImageFamily, ImageModel, ImagePaths, Part};
 pub use tenure_models::{TextArchitecture, TextConfig};
+pub use tenure_sampling::diffusion;
 pub use tenure_sampling::{Mirostat, NonFinite, SamplerParams, Stage, TokenLogprob};
 pub use tenure_tensor::{ByteSize, DType, Shape, TensorSpec};
+pub use tenure_tokenizer::Emphasis;
 pub use tenure_tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 pub use tenure_vulkan::{Vulkan, VulkanOptions};
 pub use tenure_weights::{WeightStore, WeightsError};
 pub use text::{
     Component, FinishReason, GenerateOptions, Generated, Generation, Message, Offload, Piece, Prompt, Text,
-    TextOptions, TextSession, WeightAccess,
+    TextOptions, TextSession,
 };
+pub use weights::WeightAccess;

@@ -111,8 +111,11 @@ impl Exec for Interpreter {
     fn read(&mut self, output: OutputId, row: usize, into: &mut [f32]) -> Result<(), RunError> {
         let place = self.last.check_read(&self.plan, output, row, into.len())?;
         let (_, val) = self.plan.outputs()[place];
-        // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
-        into.copy_from_slice(unsafe { self.row(val, row) });
+        let cols = self.plan.value(val).cols;
+        for (at, into) in into.chunks_exact_mut(cols).enumerate() {
+            // SAFETY: no step runs (`&mut self`), and the row is below the capacity of its value.
+            into.copy_from_slice(unsafe { self.row(val, row + at) });
+        }
         Ok(())
     }
 
@@ -295,9 +298,8 @@ impl Run<'_> {
                 out.copy_from_slice(read(x));
                 float::scale_shift(isa, out, factors, terms);
             }
-            RowOp::Upsample { x, grid, out } => {
-                let (width, height) = (2 * grid.width as usize, 2 * grid.height as usize);
-                let (image, at) = (row / (width * height), row % (width * height));
+            RowOp::Upsample { x, grid, to, out } => {
+                let (width, image, at) = (to.width as usize, row / to.pixels(), row % to.pixels());
                 let from = image * grid.pixels() + at / width / 2 * grid.width as usize + at % width / 2;
                 // SAFETY: a row of the smaller grid; the phase writes nothing of it.
                 write(out).copy_from_slice(unsafe { me.row(x, from) });

@@ -26,11 +26,13 @@ pub enum ClipTaken {
     Last,
     /// The last layer's but one, as they are (SDXL, SD 3).
     Penultimate,
+    /// The last layer's but one, normed (SD 2 with all the layers that OpenCLIP has).
+    PenultimateNormed,
 }
 
 /// Records the encoder of `chunks` chunks of 77 tokens, each with the positions 0 to 76: [`OutputId::Context`], a row for
-/// each token; and [`OutputId::Hidden`], the last layer's results normed, of which the row of the end token is projected
-/// for what wants it.
+/// each token; and [`OutputId::Hidden`], the last layer's results normed, and projected where the file has a projection:
+/// the row of the end token is the pooled prompt.
 ///
 /// # Errors
 /// [`ModelError`] naming the tensor that is missing, misshapen, or of a type not computed with.
@@ -61,6 +63,9 @@ pub fn record_clip(catalog: &dyn WeightCatalog, config: &ClipConfig, chunks: usi
     let taken = match config.taken {
         ClipTaken::Last => last,
         ClipTaken::Penultimate => before,
+        ClipTaken::PenultimateNormed => net.layer_norm("final_layer_norm", before),
     };
-    Ok(g.finish(&[(OutputId::Context, taken), (OutputId::Hidden, last)])?)
+    let projection = "text_projection";
+    let pooled = if g.has(&format!("{projection}.weight")) { net.linear(projection, last) } else { last };
+    Ok(g.finish(&[(OutputId::Context, taken), (OutputId::Hidden, pooled)])?)
 }

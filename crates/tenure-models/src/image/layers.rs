@@ -49,10 +49,15 @@ impl Net<'_, '_> {
         self.slide(name, x, Slide { grid, size: 3, stride: 2, before, after: 1 })
     }
 
+    /// The nearest pixel four times, to the size that was halved to this one, then a kernel.
+    pub(crate) fn double_to(&self, name: &str, x: Val, grid: Grid, to: Grid) -> Val {
+        self.conv(name, self.g.upsample(x, grid, to), to)
+    }
+
     /// The nearest pixel four times, then a kernel.
     pub(crate) fn double(&self, name: &str, x: Val, grid: Grid) -> (Val, Grid) {
-        let larger = Grid { height: grid.height * 2, width: grid.width * 2, ..grid };
-        (self.conv(name, self.g.upsample(x, grid), larger), larger)
+        let to = Grid { height: grid.height * 2, width: grid.width * 2, ..grid };
+        (self.double_to(name, x, grid, to), to)
     }
 
     pub(crate) fn group_norm(&self, name: &str, x: Val, eps: f32, grid: Grid) -> Val {

@@ -42,25 +42,26 @@ pub fn record_unet(
     };
     // Every residual block begins with this.
     let time = net.silu(time);
-    let width = dim(&first_of(catalog, "attn2.to_k.weight"), 1);
+    // The middle has attention in every such model.
+    let width = dim("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1);
     let context = g.input(InputId::Context, Rows::Fixed(grid.images * tokens as u32), width);
     let unet = Unet { net, config, context, time, tokens };
 
     let channels = dim("conv_in.weight", 1);
     let x = g.input(InputId::Sample, Rows::Fixed(grid.rows() as u32), channels);
     let mut x = net.conv("conv_in", x, grid);
-    let (mut grid, mut kept) = (grid, vec![x]);
+    let (mut grid, mut kept) = (grid, vec![(x, grid)]);
     let levels = (0..).take_while(|i| g.has(&format!("down_blocks.{i}.resnets.0.conv1.weight"))).count();
     for level in 0..levels {
         let name = format!("down_blocks.{level}");
         for i in 0..unet.count(&name) {
             x = unet.block(&name, i, x, level, grid);
-            kept.push(x);
+            kept.push((x, grid));
         }
         let halve = format!("{name}.downsamplers.0.conv");
         if g.has(&format!("{halve}.weight")) {
             (x, grid) = net.halve(&halve, x, grid, 1);
-            kept.push(x);
+            kept.push((x, grid));
         }
     }
     x = net.residual("mid_block.resnets.0", x, Some(time), RESIDUAL_EPS, grid);
@@ -69,14 +70,16 @@ pub fn record_unet(
     for at in 0..levels {
         let name = format!("up_blocks.{at}");
         for i in 0..unet.count(&name) {
-            if let Some(before) = kept.pop() {
+            if let Some((before, _)) = kept.pop() {
                 x = g.concat(x, before);
             }
             x = unet.block(&name, i, x, levels - 1 - at, grid);
         }
         let double = format!("{name}.upsamplers.0.conv");
         if g.has(&format!("{double}.weight")) {
-            (x, grid) = net.double(&double, x, grid);
+            // What was halved may have had an odd size.
+            let to = kept.last().map_or(grid, |&(_, grid)| grid);
+            (x, grid) = (net.double_to(&double, x, grid, to), to);
         }
     }
     let x = net.conv("conv_out", net.silu(net.group_norm("conv_norm_out", x, RESIDUAL_EPS, grid)), grid);
@@ -122,9 +125,4 @@ impl Unet<'_, '_> {
         }
         g.add(net.linear(&format!("{name}.proj_out"), y), x)
     }
-}
-
-/// The name of the first tensor of that kind in the middle, where every such model has one.
-fn first_of(_catalog: &dyn WeightCatalog, part: &str) -> String {
-    format!("mid_block.attentions.0.transformer_blocks.0.{part}")
 }

@@ -1,7 +1,7 @@
 //! Samplers without a memory: Euler, ancestral Euler, Heun, DDIM, LCM.
 
 use crate::diffusion::sampler::combine;
-use crate::diffusion::{DiffusionSampler, Noise, NoiseLevel, Process, ScheduleStep, SdeNoise};
+use crate::diffusion::{DiffusionSampler, Noise, NoiseLevel, Process, ScheduleStep};
 use crate::error::SamplingError;
 
 impl DiffusionSampler {
@@ -32,13 +32,7 @@ impl DiffusionSampler {
             }
         };
         let ratio = down / from;
-        if up > 0.0 {
-            self.draw(SdeNoise::Independent, from, to, noise)?;
-            combine(x, signal * ratio, &[(signal * (1.0 - ratio), self.denoised()), (up, &self.normals)]);
-        } else {
-            combine(x, signal * ratio, &[(signal * (1.0 - ratio), self.denoised())]);
-        }
-        Ok(true)
+        self.renoise(x, signal * ratio, signal * (1.0 - ratio), up, noise)
     }
 
     pub(crate) fn heun(&mut self, step: &ScheduleStep, x: &mut [f32]) -> bool {
@@ -69,13 +63,7 @@ impl DiffusionSampler {
         let deviation = eta * (to.noise / from.noise) * (1.0 - kept).max(0.0).sqrt();
         let direction = (to.noise * to.noise - deviation * deviation).max(0.0).sqrt() / from.noise;
         let of_image = to.signal - direction * from.signal;
-        if deviation > 0.0 {
-            self.draw(SdeNoise::Independent, step.sigma, step.sigma, noise)?;
-            combine(x, direction, &[(of_image, self.denoised()), (deviation, &self.normals)]);
-        } else {
-            combine(x, direction, &[(of_image, self.denoised())]);
-        }
-        Ok(true)
+        self.renoise(x, direction, of_image, deviation, noise)
     }
 
     pub(crate) fn lcm(
@@ -92,11 +80,23 @@ impl DiffusionSampler {
             combine(image, scaled / norm.sqrt(), &[(0.25 / norm, x)]);
         }
         let NoiseLevel { signal, noise: level } = step.to;
-        if level > 0.0 {
-            self.draw(SdeNoise::Independent, step.sigma, step.sigma, noise)?;
-            combine(x, 0.0, &[(signal, self.denoised()), (level, &self.normals)]);
+        self.renoise(x, 0.0, signal, level, noise)
+    }
+
+    /// `x = kept x + image D + deviation noise`, where no deviation draws no noise; the step has ended.
+    fn renoise(
+        &mut self,
+        x: &mut [f32],
+        kept: f64,
+        of_image: f64,
+        deviation: f64,
+        noise: &mut Noise,
+    ) -> Result<bool, SamplingError> {
+        if deviation > 0.0 {
+            noise.fill(&mut self.normals)?;
+            combine(x, kept, &[(of_image, self.denoised()), (deviation, &self.normals)]);
         } else {
-            combine(x, 0.0, &[(signal, self.denoised())]);
+            combine(x, kept, &[(of_image, self.denoised())]);
         }
         Ok(true)
     }

@@ -109,18 +109,21 @@ impl Exec for VulkanExec {
         check_all(stops)?;
 
         self.slot = (self.slot + 1) % SLOTS;
-        let Parts { exchange, dispatches, exchange_buffer, .. } = &self.parts;
+        let Parts { plan, exchange, dispatches, exchange_buffer, .. } = &self.parts;
         let placed = Placed { tables: step.tables, positions: step.positions };
         let many = Many::kind(dispatches, placed, step.outputs.len());
         // SAFETY: every submission has ended, so nothing reads the slot.
         let slot = unsafe { exchange_buffer.words(exchange.bounds(self.slot), exchange.slot_bytes() / WORD) };
         let Some(slot) = slot else { return Err(self.parts.unmapped()) };
         self.writer.write(exchange, dispatches, many, step, slot);
-        // SAFETY: as above.
-        let hidden = unsafe { exchange_buffer.words(exchange.hidden, step.hidden.len() as u64) };
-        let Some(hidden) = hidden else { return Err(self.parts.unmapped()) };
-        for (to, x) in hidden.iter_mut().zip(step.hidden) {
-            *to = x.to_bits();
+        for (&(id, _), &offset) in plan.inputs().iter().zip(&exchange.given) {
+            let given = step.given(id);
+            // SAFETY: as above.
+            let words = unsafe { exchange_buffer.words(offset, given.len() as u64) };
+            let Some(words) = words else { return Err(self.parts.unmapped()) };
+            for (to, x) in words.iter_mut().zip(given) {
+                *to = x.to_bits();
+            }
         }
 
         let mut under_way = [None; AHEAD];
@@ -144,10 +147,10 @@ impl Exec for VulkanExec {
         self.parts.alive()?;
         let Parts { plan, exchange, exchange_buffer, .. } = &self.parts;
         let place = self.last.check_read(plan, output, row, into.len())?;
-        let cols = into.len() as u64;
-        let at = exchange.outputs[place] + row as u64 * cols * WORD;
+        let cols = plan.value(plan.outputs()[place].1).cols;
+        let at = exchange.outputs[place] + row as u64 * cols as u64 * WORD;
         // SAFETY: the last step has ended (there are no rows otherwise), so nothing writes its outputs.
-        let words = unsafe { exchange_buffer.words(at, cols) };
+        let words = unsafe { exchange_buffer.words(at, into.len() as u64) };
         let Some(words) = words else { return Err(self.parts.unmapped()) };
         for (into, &word) in into.iter_mut().zip(&*words) {
             *into = f32::from_bits(word);

@@ -5,21 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tenure_device::{
-    CarveError, Device, DeviceError, Footprint, HostBytes, KvPlace, Lease, Load, LoadItem, Memory, Program,
-    SegmentKind, SourceError, Stop, WEIGHT_ALIGN, WeightPlace,
-};
+use tenure_device::{CarveError, Device, DeviceError, Footprint, KvPlace, Lease, Memory, Program, SegmentKind, Stop};
 use tenure_graph::{KvType, Plan, PlanError, StepShape};
 use tenure_models::{Outputs, Part, TextConfig};
 use tenure_tensor::{ByteSize, TensorSpec};
 use tenure_tokenizer::{ChatTemplate, TemplateError, Tokenizer};
-use tenure_weights::{MappedTensor, StoredTensor, TrustFile, WeightStore};
+use tenure_weights::{StoredTensor, WeightStore};
 
 use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 use crate::error::{Cause, Error};
 use crate::family::sealed;
-use crate::text::options::{Offload, TextOptions, WeightAccess};
+use crate::text::options::{Offload, TextOptions};
 use crate::text::stepper::Stepper;
+use crate::weights::Placement;
 
 /// The family of language models.
 #[derive(Debug)]
@@ -43,18 +41,7 @@ pub struct TextPlan {
 /// A part of a model that one device computes.
 struct PlannedPart {
     plan: Arc<Plan>,
-    places: Vec<Planned>,
-    mapped: ByteSize,
-}
-
-/// Where a weight will be.
-enum Planned {
-    /// In one of the weight segments, from `offset` on.
-    Resident {
-        segment: usize,
-        offset: u64,
-    },
-    Mapped,
+    placement: Placement,
 }
 
 /// A loaded text model.
@@ -89,6 +76,7 @@ pub struct Component {
 const DEFAULT_CONTEXT: usize = 4096;
 
 impl sealed::Family for Text {
+    type Source = WeightStore;
     type Options = TextOptions;
     type Plan = TextPlan;
     type Loaded = LoadedText;
@@ -135,7 +123,7 @@ impl LoadPlan<Text> {
                 ]
                 .map(|(name, kind)| of(name, footprint.of(kind), true)),
             );
-            components.push(of("mapped weights", part.mapped, false));
+            components.push(of("mapped weights", part.placement.mapped, false));
         }
         components
     }
@@ -152,7 +140,7 @@ impl LoadPlan<Text> {
 
     /// The recorded steps of the parts, in the order they are computed in, each with its device.
     pub fn steps(&self) -> impl Iterator<Item = (&Device, &Plan)> {
-        self.inner.shares.iter().zip(&self.inner.parts).map(|(share, part)| (&share.device, &*part.plan))
+        self.inner.steps()
     }
 
     /// How many layers each device computes, in the order they are computed in.
@@ -210,10 +198,7 @@ impl TextPlan {
             (Some(host), Offload::Layers(0)) => self.take(&[(host, Part::Whole)]),
             (Some(host), Offload::Layers(count)) => self.cut(host, device, layers - count.min(layers)),
             (Some(host), Offload::Auto) => {
-                let fits = |plan: &TextPlan| match plan.shares.last() {
-                    Some(share) => share.footprint.total() <= share.device.report().free(),
-                    None => false,
-                };
+                let fits = |plan: &TextPlan| plan.shares.last().is_some_and(Share::fits);
                 // A part may also be refused outright, such as for what is larger than a device binds.
                 if self.take(&[(device, Part::Whole)]).is_ok() && fits(self) {
                     return Ok(());
@@ -252,31 +237,15 @@ impl TextPlan {
         let plan = tenure_models::record(&self.store, &self.config, part, self.shape, outputs)
             .map_err(|error| Cause::Model { path: path_of(&self.store).to_owned(), source: error })?;
         let backend = device.backend();
+        backend.supports(&plan, options.kv)?;
 
-        // The sizes of the weight segments; a weight lies in one of them.
-        let (mut places, mut segments, mut mapped) = (Vec::new(), vec![ByteSize::ZERO], ByteSize::ZERO);
-        for weight in plan.weights() {
-            let layout = backend.weight_layout(weight);
-            if layout.mappable && options.access == WeightAccess::Mapped {
-                mapped += layout.bytes;
-                places.push(Planned::Mapped);
-            } else {
-                let mut offset = segments.last().map_or(ByteSize::ZERO, |last| last.align_up(WEIGHT_ALIGN));
-                if offset > ByteSize::ZERO && offset + layout.bytes > backend.largest_segment() {
-                    segments.push(ByteSize::ZERO);
-                    offset = ByteSize::ZERO;
-                }
-                let segment = segments.len() - 1;
-                segments[segment] = offset + layout.bytes;
-                places.push(Planned::Resident { segment, offset: offset.get() });
-            }
-        }
+        let placement = Placement::new(backend, plan.weights(), options.access, &*self.store);
         let mut kv = ByteSize::ZERO;
         for &layer in plan.kv_layers() {
             kv += backend.kv_block_bytes(layer, options.kv)?.times(self.kv_blocks as u64);
         }
         let mut footprint = Footprint::default();
-        for &bytes in &segments {
+        for &bytes in &placement.segments {
             footprint.add(device, SegmentKind::Weights, bytes);
         }
         footprint.add(device, SegmentKind::Kv, kv);
@@ -284,12 +253,17 @@ impl TextPlan {
         footprint.add(device, SegmentKind::Scratch, backend.scratch(&plan));
         footprint.add(device, SegmentKind::Exchange, backend.exchange(&plan));
         let share = Share { device: device.clone(), footprint };
-        Ok((PlannedPart { plan: Arc::new(plan), places, mapped }, share))
+        Ok((PlannedPart { plan: Arc::new(plan), placement }, share))
+    }
+
+    /// The parts' steps, each with its device.
+    fn steps(&self) -> impl Iterator<Item = (&Device, &Plan)> {
+        self.shares.iter().zip(&self.parts).map(|(share, part)| (&share.device, &*part.plan))
     }
 
     /// The first share for which too little is free.
     fn over(&self) -> Option<&Share> {
-        self.shares.iter().find(|share| share.footprint.total() > share.device.report().free())
+        self.shares.iter().find(|share| !share.fits())
     }
 
     /// What would fit into the bytes that are free now.
@@ -318,8 +292,8 @@ impl TextPlan {
         if engine.host().is_some()
             && let Some(plan) = with(&offloaded).filter(|plan| plan.over().is_none())
         {
-            let on_device = plan.shares.iter().zip(&plan.parts).filter(|(share, _)| share.device.is(engine.device()));
-            let layers: usize = on_device.map(|(_, part)| part.plan.kv_layers().len()).sum();
+            let on_device = plan.steps().filter(|(device, _)| device.is(engine.device()));
+            let layers: usize = on_device.map(|(_, step)| step.kv_layers().len()).sum();
             ways.push(match layers {
                 0 => "the host alone has room for it".to_owned(),
                 _ => format!("{layers} of {} layers on {} fit", self.config.layers, engine.device().backend().name()),
@@ -352,7 +326,7 @@ impl TextPlan {
 
     fn load(self, reservation: Reservation, options: &LoadOptions) -> Result<LoadedText, Error> {
         let held = reservation.remaining();
-        let total: ByteSize = self.parts.iter().map(PlannedPart::resident).sum();
+        let total: ByteSize = self.parts.iter().map(|part| part.placement.resident).sum();
         let done = AtomicU64::new(0);
         let progress = |bytes: ByteSize| {
             let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
@@ -381,7 +355,7 @@ impl TextPlan {
         let weights = self.parts.iter().flat_map(|part| part.plan.weights());
         Ok(LoadedText {
             read_per_step: weights.filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).sum(),
-            mapped: self.parts.iter().map(|part| part.mapped).sum(),
+            mapped: self.parts.iter().map(|part| part.placement.mapped).sum(),
             stepper: Stepper::new(programs, self.options.sequences, self.shape)?,
             path: path_of(&self.store).to_owned(),
             tokenizer,
@@ -400,51 +374,23 @@ impl TextPlan {
         progress: &(dyn Fn(ByteSize) + Sync),
         stop: &Stop,
     ) -> Result<Program, Error> {
-        let PlannedPart { plan, places, .. } = part;
-        let store = &self.store;
+        let PlannedPart { plan, placement } = part;
         let mut lane = reservation.device().open_lane()?;
-        let weights = carve_all(&mut reservation, SegmentKind::Weights)?;
+        let segments = carve_all(&mut reservation, SegmentKind::Weights)?;
         let mut carve = |kind| Ok::<_, CarveError>(carve_all(&mut reservation, kind)?.pop());
         let kv = KvPlace { lease: carve(SegmentKind::Kv)?, blocks: self.kv_blocks, kv: self.options.kv };
         let arena = carve(SegmentKind::Arena)?.ok_or(PlanError::Empty)?;
         let (scratch, exchange) = (carve(SegmentKind::Scratch)?, carve(SegmentKind::Exchange)?);
-
-        let mut items = Vec::new();
-        let mut weight_places = Vec::new();
-        for (weight, place) in plan.weights().iter().zip(places) {
-            match *place {
-                Planned::Resident { segment, offset } => {
-                    let lease = &weights[segment];
-                    items.push(LoadItem { weight, lease, offset });
-                    weight_places.push(WeightPlace::Resident { lease: lease.clone(), offset });
-                }
-                Planned::Mapped => {
-                    let mapped = store.map(stored(store, &weight.spec.name)?, TrustFile)?;
-                    weight_places.push(WeightPlace::Mapped(Arc::new(Mapped(mapped))));
-                }
-            }
-        }
-        let read = |item: usize, offset: u64, into: &mut [u8]| -> Result<(), SourceError> {
-            let tensor = stored(store, &items[item].weight.spec.name)?;
-            Ok(store.read_at(tensor, offset, into)?)
-        };
-        lane.load(&Load { items: &items, read: &read, progress }, stop)
-            .map_err(|error| Cause::Load { path: path_of(store).to_owned(), source: error })?;
-        store.verify_unchanged()?;
-        Ok(lane.bind(plan.clone(), &Memory { weights: weight_places, kv, arena, scratch, exchange })?)
-    }
-}
-
-impl PlannedPart {
-    /// Bytes of the file that are brought into its device's memory.
-    fn resident(&self) -> ByteSize {
-        let pairs = self.plan.weights().iter().zip(&self.places);
-        pairs.filter(|(_, place)| matches!(place, Planned::Resident { .. })).filter_map(|(w, _)| w.spec.bytes()).sum()
+        let weights = placement.load(&mut lane, plan.weights(), &segments, &*self.store, progress, stop)?;
+        Ok(lane.bind(plan.clone(), &Memory { weights, kv, arena, scratch, exchange })?)
     }
 }
 
 /// Everything that was reserved for a purpose.
-fn carve_all(reservation: &mut tenure_device::Reservation, kind: SegmentKind) -> Result<Vec<Lease>, CarveError> {
+pub(crate) fn carve_all(
+    reservation: &mut tenure_device::Reservation,
+    kind: SegmentKind,
+) -> Result<Vec<Lease>, CarveError> {
     (0..reservation.pending(kind)).map(|_| reservation.carve(kind)).collect()
 }
 
@@ -459,25 +405,11 @@ impl LoadedText {
     }
 }
 
-/// A mapped tensor, as a backend holds it.
-struct Mapped(MappedTensor);
-
-impl HostBytes for Mapped {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 type TextSide = (Tokenizer, Option<Result<ChatTemplate, TemplateError>>);
 
 /// The file a store was opened from, or the first of its files.
 fn path_of(store: &WeightStore) -> &Path {
     store.files().next().unwrap_or(Path::new(""))
-}
-
-/// The plan names only tensors the store has; a missing one is reported all the same.
-fn stored<'s>(store: &'s WeightStore, name: &str) -> Result<&'s StoredTensor, PlanError> {
-    store.find(name).ok_or_else(|| PlanError::MissingTensor { name: name.to_owned() })
 }
 
 fn open_text(store: &WeightStore) -> Result<TextSide, Error> {

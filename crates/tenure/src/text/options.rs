@@ -5,6 +5,8 @@ use tenure_graph::KvType;
 use tenure_sampling::SamplerParams;
 pub use tenure_tokenizer::Message;
 
+use crate::weights::WeightAccess;
+
 /// How a text model is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextOptions {
@@ -42,18 +44,6 @@ impl Default for TextOptions {
             check_activations: false,
         }
     }
-}
-
-/// How weights are reached that the device can use as the file has them. Others are always read and repacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightAccess {
-    /// From a mapping of the file, without a copy. If another process shortens the file meanwhile, the operating
-    /// system ends this process with a signal when the missing part is touched; choose it for files nobody writes to.
-    #[default]
-    Mapped,
-    /// Read into memory of the budget. A file that shrinks or changes meanwhile is a `FileChanged` error of the load;
-    /// afterwards the file is not needed.
-    Staged,
 }
 
 /// What of a model an engine's device computes, where the engine has a host beside it ([`crate::Engine::with_host`]).

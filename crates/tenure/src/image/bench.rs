@@ -1,0 +1,262 @@
+//! The memory of a loaded image model, and the network that is being computed in it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use tenure_device::{DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace};
+use tenure_graph::{KvType, Plan, PlanError, WeightUse};
+use tenure_models::ModelError;
+use tenure_models::image::{DenoiserConfig, ImageModel, Part};
+use tenure_tensor::ByteSize;
+
+use crate::error::{Cause, Error};
+use crate::image::work::{Network, Work};
+use crate::text::carve_all;
+use crate::weights::{Placement, WeightSource};
+
+/// A network's weights, as planned.
+pub(crate) struct PlannedNetwork {
+    pub(crate) weights: Vec<WeightUse>,
+    pub(crate) placement: Placement,
+    /// The most its steps take beside them.
+    pub(crate) arena: ByteSize,
+    pub(crate) scratch: ByteSize,
+}
+
+/// Room for one network at a time. Whoever computes takes it, and gives it back after each step.
+pub(crate) struct Bench {
+    free: Mutex<Option<Box<Tools>>>,
+    back: Condvar,
+}
+
+/// What a network is computed with.
+pub(crate) struct Tools {
+    lane: DeviceLane,
+    model: Arc<ImageModel>,
+    planned: BTreeMap<Network, PlannedNetwork>,
+    memory: Room,
+    /// What is bound.
+    current: Option<(Work, Program)>,
+}
+
+/// The model's memory.
+enum Room {
+    /// Every network's weights are there.
+    Kept { networks: BTreeMap<Network, Weights>, arena: Lease, scratch: Option<Lease> },
+    /// One phase's, by turns.
+    Phase { pool: Pool, held: Option<Held> },
+}
+
+/// One network's memory.
+struct Held {
+    network: Network,
+    weights: Weights,
+    arena: Lease,
+    scratch: Option<Lease>,
+}
+
+/// Where each weight is.
+type Weights = HashMap<String, WeightPlace>;
+
+/// How long one that waits for the bench sleeps before it looks at its own deadline.
+const NAP: Duration = Duration::from_millis(20);
+
+impl Bench {
+    pub(crate) fn new(tools: Tools) -> Self {
+        Bench { free: Mutex::new(Some(Box::new(tools))), back: Condvar::new() }
+    }
+
+    /// Waits until nobody else computes.
+    pub(crate) fn take(&self, stop: &Stop) -> Result<Taken<'_>, Error> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            stop.check()?;
+            if let Some(tools) = free.take() {
+                return Ok(Taken { bench: self, tools: Some(tools) });
+            }
+            free = self.back.wait_timeout(free, NAP).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The tools, until dropped.
+pub(crate) struct Taken<'b> {
+    bench: &'b Bench,
+    tools: Option<Box<Tools>>,
+}
+
+impl Deref for Taken<'_> {
+    type Target = Tools;
+
+    fn deref(&self) -> &Tools {
+        self.tools.as_ref().expect("only dropping takes them away")
+    }
+}
+
+impl DerefMut for Taken<'_> {
+    fn deref_mut(&mut self) -> &mut Tools {
+        self.tools.as_mut().expect("only dropping takes them away")
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.bench.free.lock().unwrap_or_else(PoisonError::into_inner) = self.tools.take();
+        self.bench.back.notify_one();
+    }
+}
+
+impl Tools {
+    /// The tools of a model whose networks are all in memory.
+    pub(crate) fn keeping(
+        model: Arc<ImageModel>,
+        planned: BTreeMap<Network, PlannedNetwork>,
+        mut reservation: Reservation,
+        progress: &(dyn Fn(ByteSize) + Sync),
+        stop: &Stop,
+    ) -> Result<Self, Error> {
+        let mut lane = reservation.device().open_lane()?;
+        let mut segments = carve_all(&mut reservation, SegmentKind::Weights)?.into_iter();
+        let arena = carve_all(&mut reservation, SegmentKind::Arena)?.pop().ok_or(PlanError::Empty)?;
+        let scratch = carve_all(&mut reservation, SegmentKind::Scratch)?.pop();
+        let mut networks = BTreeMap::new();
+        for (&network, plan) in &planned {
+            let own: Vec<Lease> = segments.by_ref().take(plan.placement.segments.len()).collect();
+            networks.insert(network, bring(&mut lane, &model, network, plan, &own, progress, stop)?);
+        }
+        Ok(Tools { lane, model, planned, memory: Room::Kept { networks, arena, scratch }, current: None })
+    }
+
+    /// The tools of a model one of whose networks is in memory at a time.
+    pub(crate) fn by_phase(
+        model: Arc<ImageModel>,
+        planned: BTreeMap<Network, PlannedNetwork>,
+        reservation: Reservation,
+    ) -> Result<Self, Error> {
+        let lane = reservation.device().open_lane()?;
+        Ok(Tools {
+            lane,
+            model,
+            planned,
+            memory: Room::Phase { pool: reservation.into_pool(), held: None },
+            current: None,
+        })
+    }
+
+    /// Whether there is room for a step.
+    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
+        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
+        Ok(self.has_room(work.network(), &plan))
+    }
+
+    /// Columns of the denoiser's prompt.
+    pub(crate) fn prompt_width(&self) -> usize {
+        match &self.model.config().denoiser {
+            DenoiserConfig::Mmdit(facts) => facts.context,
+            DenoiserConfig::Unet(_) => 0,
+        }
+    }
+
+    fn of_model(&self, source: ModelError) -> Error {
+        Cause::Model { path: self.model.path().to_owned(), source }.into()
+    }
+
+    /// Whether there is room for the steps of `plan`, of `network`.
+    fn has_room(&self, network: Network, plan: &Plan) -> bool {
+        let (arena, scratch) = self.room(network);
+        plan.arena() <= arena && self.lane.device().backend().scratch(plan) <= scratch
+    }
+
+    /// The largest arena and scratch of a network's steps.
+    fn room(&self, network: Network) -> (ByteSize, ByteSize) {
+        match &self.memory {
+            Room::Kept { arena, scratch, .. } => (arena.bytes(), scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)),
+            Room::Phase { .. } => {
+                self.planned.get(&network).map_or((ByteSize::ZERO, ByteSize::ZERO), |p| (p.arena, p.scratch))
+            }
+        }
+    }
+
+    /// The program of `work`; its weights are brought in where they are not there.
+    pub(crate) fn program(&mut self, work: &Work, stop: &Stop) -> Result<&mut Program, Error> {
+        if self.current.as_ref().is_none_or(|(bound, _)| bound != work) {
+            self.current = None;
+            let program = self.bind(work, stop)?;
+            self.current = Some((work.clone(), program));
+        }
+        let (_, program) = self.current.as_mut().ok_or(PlanError::Empty)?;
+        Ok(program)
+    }
+
+    fn bind(&mut self, work: &Work, stop: &Stop) -> Result<Program, Error> {
+        let network = work.network();
+        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
+        let backend = self.lane.device().backend();
+        backend.supports(&plan, KvType::F32)?;
+        if !self.has_room(network, &plan) {
+            let needed = plan.arena() + backend.scratch(&plan);
+            let (arena, scratch) = self.room(network);
+            return Err(Cause::ImageTooLarge { network: network.to_string(), needed, held: arena + scratch }.into());
+        }
+        self.enter(network, stop)?;
+        let (weights, arena, scratch) = match &self.memory {
+            Room::Kept { networks, arena, scratch } => (networks.get(&network), arena, scratch),
+            Room::Phase { held: Some(held), .. } => (Some(&held.weights), &held.arena, &held.scratch),
+            Room::Phase { held: None, .. } => return Err(PlanError::Empty.into()),
+        };
+        let place = |weight: &WeightUse| {
+            let missing = || PlanError::MissingTensor { name: weight.spec.name.clone() };
+            weights.and_then(|weights| weights.get(&weight.spec.name)).cloned().ok_or_else(missing)
+        };
+        let weights = plan.weights().iter().map(place).collect::<Result<_, _>>()?;
+        let kv = KvPlace { lease: None, blocks: 0, kv: KvType::F32 };
+        let memory = Memory { weights, kv, arena: arena.clone(), scratch: scratch.clone(), exchange: None };
+        Ok(self.lane.bind(Arc::new(plan), &memory)?)
+    }
+
+    /// Sees to it that a network's memory is there; another's makes room for it.
+    fn enter(&mut self, network: Network, stop: &Stop) -> Result<(), Error> {
+        let Room::Phase { pool, held } = &mut self.memory else { return Ok(()) };
+        if held.as_ref().is_some_and(|held| held.network == network) {
+            return Ok(());
+        }
+        *held = None;
+        let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
+        let arena = pool.carve(SegmentKind::Arena, planned.arena)?;
+        let scratch = (planned.scratch > ByteSize::ZERO).then(|| pool.carve(SegmentKind::Scratch, planned.scratch));
+        let scratch = scratch.transpose()?;
+        let sizes = planned.placement.segments.iter();
+        let segments = sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
+        let weights = bring(&mut self.lane, &self.model, network, planned, &segments, &|_| (), stop)?;
+        *held = Some(Held { network, weights, arena, scratch });
+        Ok(())
+    }
+}
+
+/// Brings a network's weights into its segments.
+fn bring(
+    lane: &mut DeviceLane,
+    model: &ImageModel,
+    network: Network,
+    planned: &PlannedNetwork,
+    segments: &[Lease],
+    progress: &(dyn Fn(ByteSize) + Sync),
+    stop: &Stop,
+) -> Result<Weights, Error> {
+    let part = part_of(network);
+    let source = model.require(part).map_err(|source| Cause::Model { path: model.path().to_owned(), source })?;
+    let source: &dyn WeightSource = source;
+    let places = planned.placement.load(lane, &planned.weights, segments, source, progress, stop)?;
+    let names = planned.weights.iter().map(|weight| weight.spec.name.clone());
+    Ok(names.zip(places).collect())
+}
+
+/// The part of a model that has a network's weights.
+pub(crate) const fn part_of(network: Network) -> Part {
+    match network {
+        Network::Text(part) | Network::Encoder(part) | Network::Decoder(part) => part,
+        Network::Denoiser => Part::Denoiser,
+    }
+}

@@ -1,0 +1,380 @@
+//! From files to an image model that is ready to draw: plan, then load.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tenure_device::{Device, Footprint, SegmentKind, Stop};
+use tenure_graph::{Grid, KvType, Plan};
+use tenure_models::image::{ImageFamily, ImageModel, Part, Prediction};
+use tenure_sampling::diffusion::{self, NoiseSchedule, Preset, Process, Variant};
+use tenure_tensor::ByteSize;
+
+use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
+use crate::error::{Cause, Error};
+use crate::family::sealed;
+use crate::image::autoencoder::SIDES;
+use crate::image::bench::{Bench, PlannedNetwork, Tools};
+use crate::image::conditioning::Tokenizers;
+use crate::image::options::{ImageOptions, Residency, Tiling};
+use crate::image::picture::LATENT;
+use crate::image::work::{Network, Work};
+use crate::weights::{Placement, WeightSource};
+
+/// The family of image models.
+#[derive(Debug)]
+pub enum Image {}
+
+/// Everything needed to load an image model, worked out from its headers.
+pub struct ImagePlan {
+    model: Arc<ImageModel>,
+    label: String,
+    options: ImageOptions,
+    kind: Kind,
+    size: (usize, usize),
+    keep: bool,
+    tile: Option<usize>,
+    networks: BTreeMap<Network, PlannedNetwork>,
+    plans: Vec<(Network, Plan)>,
+    share: Share,
+}
+
+/// What a model was trained for.
+#[derive(Clone, Debug)]
+pub(crate) struct Kind {
+    pub(crate) preset: Preset,
+    pub(crate) process: Process,
+}
+
+/// A loaded image model.
+pub struct LoadedImage {
+    pub(crate) model: Arc<ImageModel>,
+    pub(crate) kind: Kind,
+    pub(crate) tokenizers: Tokenizers,
+    pub(crate) bench: Bench,
+    pub(crate) tile: Option<usize>,
+    pub(crate) from_images: bool,
+    held: ByteSize,
+}
+
+/// What one network takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkMemory {
+    /// Which.
+    pub network: Network,
+    /// Bytes of its weights in the budget.
+    pub weights: ByteSize,
+    /// Bytes of its weights that are the file's own pages.
+    pub mapped: ByteSize,
+    /// Bytes of its steps over the largest image, beside the weights.
+    pub step: ByteSize,
+}
+
+/// Tokens of the longest prompt that room is planned for: four of CLIP's chunks, or one and T5's longest sequence. Longer
+/// prompts take no more than there is, as a rule: decoding takes most.
+const CLIP_TOKENS: usize = 4 * 77;
+const T5_TOKENS: usize = 512;
+
+impl sealed::Family for Image {
+    type Source = ImageModel;
+    type Options = ImageOptions;
+    type Plan = ImagePlan;
+    type Loaded = LoadedImage;
+
+    fn plan(engine: &Engine, source: &Arc<ImageModel>, options: &ImageOptions) -> Result<ImagePlan, Error> {
+        ImagePlan::new(engine.device(), source, options)
+    }
+
+    fn label(plan: &ImagePlan) -> &str {
+        &plan.label
+    }
+
+    fn shares(plan: &ImagePlan) -> &[Share] {
+        std::slice::from_ref(&plan.share)
+    }
+
+    fn advice(plan: &ImagePlan, engine: &Engine) -> String {
+        plan.advice(engine)
+    }
+
+    fn load(plan: ImagePlan, reservation: Reservation, options: &LoadOptions) -> Result<LoadedImage, Error> {
+        plan.load(reservation, options)
+    }
+
+    fn held(loaded: &LoadedImage) -> ByteSize {
+        loaded.held
+    }
+}
+
+impl LoadPlan<Image> {
+    /// The files and what was recognised of them.
+    pub fn model(&self) -> &ImageModel {
+        &self.inner.model
+    }
+
+    /// What the family of the model wants.
+    pub fn preset(&self) -> &Preset {
+        &self.inner.kind.preset
+    }
+
+    /// Width and height of the largest image, in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.inner.size
+    }
+
+    /// Whether all networks stay in memory; otherwise each is there while it is used.
+    pub fn keeps_all(&self) -> bool {
+        self.inner.keep
+    }
+
+    /// The side of the tiles that the largest image is decoded in, in pixels; `None`: it is decoded at once.
+    pub fn tile(&self) -> Option<usize> {
+        self.inner.tile.map(|side| side * LATENT)
+    }
+
+    /// What each network takes, in the order they are used in.
+    pub fn networks(&self) -> impl Iterator<Item = NetworkMemory> {
+        self.inner.networks.iter().map(|(&network, planned)| NetworkMemory {
+            network,
+            weights: planned.placement.segments.iter().copied().sum(),
+            mapped: planned.placement.mapped,
+            step: planned.arena + planned.scratch,
+        })
+    }
+
+    /// The recorded steps over the largest image, each with its network.
+    pub fn steps(&self) -> impl Iterator<Item = (Network, &Plan)> {
+        self.inner.plans.iter().map(|(network, plan)| (*network, plan))
+    }
+}
+
+impl ImagePlan {
+    fn new(device: &Device, model: &Arc<ImageModel>, options: &ImageOptions) -> Result<Self, Error> {
+        let kind = Kind::of(model)?;
+        let size = options.size.unwrap_or((kind.preset.width, kind.preset.height));
+        check_size(model, size)?;
+        if let Tiling::Tiles(side) = options.tiling
+            && (side < 128 || !side.is_multiple_of(64))
+        {
+            let possible = "multiples of 64 from 128 on are possible".to_owned();
+            return Err(Cause::BadParameter { field: "tile", value: side.to_string(), possible }.into());
+        }
+        let label = model.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let (keep, whole) = (options.residency != Residency::ByPhase, fixed_tile(options.tiling));
+        let planner = Planner { device, model, options, size };
+        // From what is fastest to what takes least; the last is kept also where it does not fit, for the error to say.
+        let keeps: &[bool] = match options.residency {
+            Residency::Auto => &[true, false],
+            Residency::Keep | Residency::ByPhase => &[keep],
+        };
+        let longest = size.0.max(size.1) / LATENT;
+        let mut tiles = vec![whole];
+        if options.tiling == Tiling::Auto {
+            tiles.extend(SIDES.into_iter().filter(|&side| side < longest).map(Some));
+        }
+        let mut last = None;
+        for &keep in keeps {
+            for &tile in &tiles {
+                let (networks, plans) = planner.networks(tile)?;
+                let share = Share { device: device.clone(), footprint: footprint(device, &networks, keep) };
+                let fits = share.fits();
+                last = Some((keep, tile, networks, plans, share));
+                if fits {
+                    break;
+                }
+            }
+            if last.as_ref().is_some_and(|(.., share)| share.fits()) {
+                break;
+            }
+        }
+        let (keep, tile, networks, plans, share) = last.ok_or(tenure_graph::PlanError::Empty)?;
+        let (model, options) = (model.clone(), options.clone());
+        Ok(ImagePlan { model, label, options, kind, size, keep, tile, networks, plans, share })
+    }
+
+    /// What would fit into the bytes that are free now.
+    fn advice(&self, engine: &Engine) -> String {
+        let free = engine.report().free();
+        let with = |options: ImageOptions| ImagePlan::new(engine.device(), &self.model, &options).ok();
+        let fits = |options: &ImageOptions| with(options.clone()).is_some_and(|plan| plan.share.fits());
+        let auto = ImageOptions { tiling: Tiling::Auto, residency: Residency::Auto, ..self.options.clone() };
+        if fits(&auto) {
+            return "with tiles, or one network in memory at a time, it fits".to_owned();
+        }
+        let sizes = [768, 640, 512, 384, 256].into_iter().filter(|&side| side * side < self.size.0 * self.size.1);
+        for side in sizes {
+            if fits(&ImageOptions { size: Some((side, side)), ..auto.clone() }) {
+                return format!("images of {side}x{side} pixels fit");
+            }
+        }
+        format!("{} of {} are free: raise the budget or free other models", free, engine.report().budget)
+    }
+
+    fn load(self, mut reservation: Reservation, options: &LoadOptions) -> Result<LoadedImage, Error> {
+        let held = reservation.remaining();
+        let reservation = reservation.shares.pop().ok_or(tenure_graph::PlanError::Empty)?;
+        let stop = Stop { deadline: options.deadline, cancel: options.cancel.clone() };
+        let total: ByteSize = self.networks.values().map(|network| network.placement.resident).sum();
+        let done = AtomicU64::new(0);
+        let progress = |bytes: ByteSize| {
+            let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
+            if let Some(tell) = &options.progress {
+                tell(ByteSize::new(done), total);
+            }
+        };
+        let tokenizers = Tokenizers::open(&self.model)?;
+        let tools = if self.keep {
+            Tools::keeping(self.model.clone(), self.networks, reservation, &progress, &stop)?
+        } else {
+            Tools::by_phase(self.model.clone(), self.networks, reservation)?
+        };
+        Ok(LoadedImage {
+            model: self.model,
+            kind: self.kind,
+            tokenizers,
+            bench: Bench::new(tools),
+            tile: fixed_tile(self.options.tiling),
+            from_images: self.options.from_images,
+            held,
+        })
+    }
+}
+
+/// Works out what the networks take.
+struct Planner<'p> {
+    device: &'p Device,
+    model: &'p ImageModel,
+    options: &'p ImageOptions,
+    size: (usize, usize),
+}
+
+type Networks = (BTreeMap<Network, PlannedNetwork>, Vec<(Network, Plan)>);
+
+impl Planner<'_> {
+    /// The networks, where pixels are computed in tiles of that side.
+    fn networks(&self, tile: Option<usize>) -> Result<Networks, Error> {
+        let (mut networks, mut plans) = (BTreeMap::new(), Vec::new());
+        for work in self.work(tile) {
+            let network = work.network();
+            let plan = work.record(self.model).map_err(|source| self.of_model(source))?;
+            let backend = self.device.backend();
+            backend.supports(&plan, KvType::F32)?;
+            let source = self.model.require(work.part()).map_err(|source| self.of_model(source))?;
+            let source: &dyn WeightSource = source;
+            let weights = plan.weights().to_vec();
+            let placement = Placement::new(backend, &weights, self.options.access, source);
+            let (arena, scratch) = (plan.arena(), backend.scratch(&plan));
+            networks.insert(network, PlannedNetwork { weights, placement, arena, scratch });
+            plans.push((network, plan));
+        }
+        Ok((networks, plans))
+    }
+
+    /// What is computed for the largest image.
+    fn work(&self, tile: Option<usize>) -> Vec<Work> {
+        let (width, height) = (self.size.0 / LATENT, self.size.1 / LATENT);
+        let has = |part: &Part| self.model.part(*part).is_some();
+        let mut work: Vec<Work> =
+            [Part::ClipL, Part::ClipG, Part::ClipH].into_iter().filter(has).map(Work::Clip).collect();
+        if has(&Part::T5) {
+            work.push(Work::T5 { tokens: T5_TOKENS });
+        }
+        let grid = |width: usize, height: usize| Grid { images: 1, height: height as u32, width: width as u32 };
+        let side = tile.unwrap_or(usize::MAX);
+        let (across, down) = (width.min(side), height.min(side));
+        let tokens = if self.model.config().family.is_mmdit() { 77 + T5_TOKENS } else { CLIP_TOKENS };
+        work.push(Work::Denoise { grid: grid(width, height), tokens, without: Vec::new() });
+        for part in [Part::Vae, Part::Taesd].into_iter().filter(has) {
+            // The tiny autoencoder beside another one is for previews, which are whole.
+            if self.options.from_images && part == main_autoencoder(self.model) {
+                work.push(Work::Encode { part, grid: grid(across * LATENT, down * LATENT) });
+            }
+            work.push(Work::Decode { part, grid: grid(across, down) });
+        }
+        work
+    }
+
+    fn of_model(&self, source: tenure_models::ModelError) -> Error {
+        Cause::Model { path: self.model.path().to_owned(), source }.into()
+    }
+}
+
+/// The autoencoder that images are made with: the tiny one where there is no other.
+pub(crate) fn main_autoencoder(model: &ImageModel) -> Part {
+    if model.part(Part::Vae).is_some() { Part::Vae } else { Part::Taesd }
+}
+
+/// What is taken of the device: all weights and the most that a step takes, or the most that one network takes in all.
+fn footprint(device: &Device, networks: &BTreeMap<Network, PlannedNetwork>, keep: bool) -> Footprint {
+    let of = |networks: &[&PlannedNetwork]| {
+        let mut footprint = Footprint::default();
+        for &bytes in networks.iter().flat_map(|network| &network.placement.segments) {
+            footprint.add(device, SegmentKind::Weights, bytes);
+        }
+        let most = |of: fn(&PlannedNetwork) -> ByteSize| networks.iter().map(|n| of(n)).max().unwrap_or(ByteSize::ZERO);
+        footprint.add(device, SegmentKind::Arena, most(|network| network.arena));
+        footprint.add(device, SegmentKind::Scratch, most(|network| network.scratch));
+        footprint
+    };
+    if keep {
+        return of(&networks.values().collect::<Vec<_>>());
+    }
+    let each = networks.values().map(|network| of(&[network]));
+    each.max_by_key(Footprint::total).unwrap_or_default()
+}
+
+/// Latents of a tile's side, where the caller fixed it.
+fn fixed_tile(tiling: Tiling) -> Option<usize> {
+    match tiling {
+        Tiling::Auto => None,
+        Tiling::Whole => Some(usize::MAX),
+        Tiling::Tiles(side) => Some(side / LATENT),
+    }
+}
+
+/// Whether the model can draw images of a size.
+pub(crate) fn check_size(model: &ImageModel, (width, height): (usize, usize)) -> Result<(), Error> {
+    let step = if model.config().family.is_mmdit() { 2 * LATENT } else { LATENT };
+    let sound = |side: usize| (MIN_SIDE..=MAX_SIDE).contains(&side) && side.is_multiple_of(step);
+    if sound(width) && sound(height) {
+        return Ok(());
+    }
+    let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {MAX_SIDE} are possible");
+    Err(Cause::BadParameter { field: "size", value: format!("{width}x{height}"), possible }.into())
+}
+
+/// Pixels of the shortest and longest side.
+const MIN_SIDE: usize = 64;
+const MAX_SIDE: usize = 16_384;
+
+impl Kind {
+    fn of(model: &ImageModel) -> Result<Self, Error> {
+        let config = model.config();
+        let family = match (config.family, config.prediction) {
+            (ImageFamily::Sd1, _) => Variant::Sd1,
+            (ImageFamily::Sd2, Prediction::V) => Variant::Sd2V,
+            (ImageFamily::Sd2, _) => Variant::Sd2Base,
+            (ImageFamily::Sdxl, _) => Variant::Sdxl,
+            (ImageFamily::Sd3Medium, _) => Variant::Sd3Medium,
+            (ImageFamily::Sd35Medium, _) => Variant::Sd35Medium,
+            (ImageFamily::Sd35Large, _) => Variant::Sd35Large,
+        };
+        let name = model.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let variant = family.named(&name);
+        let process = match (variant.process()?, config.prediction) {
+            (Process::Discrete { schedule, .. }, prediction) => Process::Discrete {
+                schedule: if config.schedule.zero_terminal_snr == Some(true) {
+                    NoiseSchedule::new(diffusion::BetaSchedule::STABLE_DIFFUSION, 1000, true)?
+                } else {
+                    schedule
+                },
+                prediction: match prediction {
+                    Prediction::V => diffusion::Prediction::V,
+                    Prediction::Noise | Prediction::Flow => diffusion::Prediction::Epsilon,
+                },
+            },
+            (flow @ Process::Flow(_), _) => flow,
+        };
+        Ok(Kind { preset: variant.preset(), process })
+    }
+}
