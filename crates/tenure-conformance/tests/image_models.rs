@@ -198,6 +198,7 @@ impl Case {
         match &self.part {
             &Part::Clip { heads, quick, chunks } => {
                 let activation = if quick { Activation::QuickGelu } else { Activation::Gelu };
+                let pooled = if model.0.contains_key("text_projection.weight") { "Projected" } else { "Last" };
                 let plan = |taken| {
                     let config = ClipConfig { heads, activation, taken };
                     record_clip(model, &config, chunks).expect("a sound plan")
@@ -205,7 +206,8 @@ impl Case {
                 vec![
                     ("Last", OutputId::Context, plan(ClipTaken::Last)),
                     ("Penultimate", OutputId::Context, plan(ClipTaken::Penultimate)),
-                    ("Last", OutputId::Hidden, plan(ClipTaken::Penultimate)),
+                    ("PenultimateNormed", OutputId::Context, plan(ClipTaken::PenultimateNormed)),
+                    (pooled, OutputId::Hidden, plan(ClipTaken::Penultimate)),
                 ]
             }
             &Part::T5 { tokens, sequences } => {
