@@ -1,8 +1,7 @@
 //! What operations of image models take, and what they refuse.
 
 use tenure_graph::{
-    Beside, Buckets, Graph, Grid, InputId, OutputId, Plan, PlanError, RelativeBias, Rows, StepShape, Val,
-    WeightCatalog, centre,
+    Beside, Buckets, Graph, Grid, InputId, OutputId, Plan, PlanError, RelativeBias, Rows, StepShape, Val, centre,
 };
 use tenure_tensor::{DType, Shape, TensorSpec};
 
