@@ -20,6 +20,7 @@
 //! # Ok::<(), tenure_device::DeviceError>(())
 //! ```
 
+mod bound;
 pub mod checks;
 mod driver;
 mod faulty;
@@ -27,6 +28,7 @@ mod fixtures;
 mod gpu;
 mod poisoned;
 
+pub use bound::{NOTHING, bind, rows_of};
 pub use driver::{DriverFault, DriverFaults};
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};

@@ -6,20 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tenure_conformance::Poisoned;
+use tenure_conformance::{NOTHING, Poisoned, bind, rows_of};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
-use tenure_device::{
-    Backend, Deadline, Device, Footprint, KvPlace, Load, LoadItem, Memory, Program, RunError, SegmentKind, StepInputs,
-    Stop, WEIGHT_ALIGN, WeightPlace,
-};
-use tenure_graph::{Activation, Grid, InputId, KvType, OutputId, Plan, WeightCatalog};
+use tenure_device::{Backend, Deadline, RunError, StepInputs, Stop};
+use tenure_graph::{Activation, Grid, InputId, OutputId, Plan, WeightCatalog};
 use tenure_models::ModelError;
 use tenure_models::image::{
     ClipConfig, ClipTaken, MmditConfig, UnetConfig, record_clip, record_mmdit, record_t5, record_taesd_decoder,
     record_taesd_encoder, record_unet, record_vae_decoder, record_vae_encoder,
 };
-use tenure_tensor::{ByteSize, DType, Shape, TensorSpec};
+use tenure_tensor::{DType, Shape, TensorSpec};
 use tenure_weights::WeightStore;
 
 /// The largest difference, against the largest number wanted.
@@ -35,7 +32,7 @@ fn parts_of_image_models_agree_with_the_truth() {
             for (output, id, plan) in case.plans(&fixtures.models[&case.model]) {
                 let what = format!("{isa:?} {} {output}", case.name);
                 let (plan, want) = (Arc::new(plan), fixtures.output(&format!("{}.{output}", case.name)));
-                let got = case.results(&backend, &plan, &fixtures.models[&case.model], id);
+                let got = case.results(&backend, &plan, id);
                 assert_eq!(got.len(), want.len(), "{what}");
                 let largest = want.iter().fold(0.0, |most: f64, x| most.max(f64::from(x.abs())));
                 let far = |(got, want): (&f32, &f32)| (f64::from(*got) - f64::from(*want)).abs() / largest;
@@ -55,11 +52,9 @@ fn results_are_the_same_bits_on_any_team_and_again() {
         for threads in [1, 2, 5] {
             let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
             let backend: Arc<dyn Backend> = Arc::new(Poisoned::new(Arc::new(Cpu::new(&options).expect("cpu"))));
-            let model = &fixtures.models[&case.model];
-            let (_, id, plan) = case.plans(model).swap_remove(0);
+            let (_, id, plan) = case.plans(&fixtures.models[&case.model]).swap_remove(0);
             let plan = Arc::new(plan);
-            // Of each binding the step runs twice.
-            let got = case.results(&backend, &plan, model, id);
+            let got = case.results(&backend, &plan, id);
             let first = first.get_or_insert_with(|| got.clone());
             assert!(first.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{} {threads}", case.name);
         }
@@ -72,13 +67,53 @@ fn a_step_without_all_rows_of_a_prompt_is_refused() {
     let model = &fixtures.models["t5"];
     let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(&CpuOptions::default()).expect("cpu"));
     let plan = Arc::new(record_t5(model, 9, 2).expect("a sound plan"));
-    let mut program = bind(&cpu, &plan, model);
+    let mut program = bind(&cpu, &plan, &weight);
     for rows in [1, 9, 17] {
         let (tokens, positions) = (vec![1; rows], (0..rows as u32).map(|row| row % 9).collect::<Vec<_>>());
         let step = StepInputs { tokens: &tokens, positions: &positions, tables: &vec![0; rows], ..NOTHING };
-        let refused = program.run(&step, &[soon()]).expect_err("rows are missing");
+        let refused =
+            program.run(&step, &[Stop::by(Deadline::after(Duration::from_secs(60)))]).expect_err("rows are missing");
         assert!(matches!(refused, RunError::BadInput { what: "rows", .. }), "{refused}");
     }
+}
+
+#[test]
+fn what_a_denoiser_cannot_be_recorded_for_has_its_error() {
+    let fixtures = Fixtures::read();
+    let config = MmditConfig { heads: 3, skipped: vec![] };
+    let record = |model: &Model, config: &MmditConfig, height, width, tokens| {
+        let grid = Grid { images: 2, height, width };
+        record_mmdit(model, config, grid, tokens).expect_err("must be refused").to_string()
+    };
+    let model = &fixtures.models["mmdit-sd35"];
+    assert_eq!(record(model, &config, 7, 8, 9), "mmdit: latent height is 7");
+    assert_eq!(record(model, &config, 8, 0, 9), "mmdit: latent width is 0");
+    // Positions are stored for 8 by 8 patches.
+    assert_eq!(record(model, &config, 18, 4, 9), "add_centre: height is 9");
+    assert_eq!(record(model, &config, 8, 8, 0), "attend: 0 does not fit 0");
+    assert_eq!(record(model, &config, 8, 8, usize::MAX), "the arena overflows the address space");
+    assert_eq!(record(model, &config, 1 << 31, 1 << 31, 9), "conv2d: 0 does not fit 9223372036854775808");
+    for heads in [0, 5] {
+        let refused = record(model, &MmditConfig { heads, skipped: vec![] }, 8, 8, 9);
+        assert!(refused.contains("norm_q.weight") || refused.starts_with("attend"), "{refused}");
+    }
+    for name in ["pos_embed.pos_embed", "transformer_blocks.1.attn2.to_k.weight", "proj_out.weight"] {
+        let mut less = Model(model.0.clone());
+        less.0.remove(name);
+        assert_eq!(record(&less, &config, 8, 8, 9), format!("tensor {name:?} is missing"));
+    }
+    // Nothing is read of blocks that are left out.
+    let plan =
+        record_mmdit(model, &MmditConfig { heads: 3, skipped: vec![1] }, Grid { images: 1, height: 4, width: 4 }, 9);
+    let plan = plan.expect("a sound plan");
+    assert!(plan.weights().iter().all(|weight| !weight.spec.name.starts_with("transformer_blocks.1.")));
+    let mut less = Model(fixtures.models["t5"].0.clone());
+    less.0.remove("shared.weight");
+    let refused = record_t5(&less, 4, 1).expect_err("no table").to_string();
+    assert_eq!(refused, "tensor \"encoder.embed_tokens.weight\" is missing");
+    let table = fixtures.models["t5"].0["shared.weight"].clone();
+    less.0.insert("encoder.embed_tokens.weight".to_owned(), table);
+    record_t5(&less, 4, 1).expect("its other name");
 }
 
 /// What `fixtures/image/make.py` wrote.
@@ -163,6 +198,7 @@ impl Case {
         match &self.part {
             &Part::Clip { heads, quick, chunks } => {
                 let activation = if quick { Activation::QuickGelu } else { Activation::Gelu };
+                let pooled = if model.0.contains_key("text_projection.weight") { "Projected" } else { "Last" };
                 let plan = |taken| {
                     let config = ClipConfig { heads, activation, taken };
                     record_clip(model, &config, chunks).expect("a sound plan")
@@ -170,7 +206,8 @@ impl Case {
                 vec![
                     ("Last", OutputId::Context, plan(ClipTaken::Last)),
                     ("Penultimate", OutputId::Context, plan(ClipTaken::Penultimate)),
-                    ("Last", OutputId::Hidden, plan(ClipTaken::Penultimate)),
+                    ("PenultimateNormed", OutputId::Context, plan(ClipTaken::PenultimateNormed)),
+                    (pooled, OutputId::Hidden, plan(ClipTaken::Penultimate)),
                 ]
             }
             &Part::T5 { tokens, sequences } => {
@@ -191,8 +228,8 @@ impl Case {
     }
 
     /// What comes of a step, and of the same step once more: the same bits.
-    fn results(&self, backend: &Arc<dyn Backend>, plan: &Arc<Plan>, model: &Model, output: OutputId) -> Vec<f32> {
-        let mut program = bind(backend, plan, model);
+    fn results(&self, backend: &Arc<dyn Backend>, plan: &Arc<Plan>, output: OutputId) -> Vec<f32> {
+        let mut program = bind(backend, plan, &weight);
         let shape = plan.shape();
         let vocab = plan.vocab().unwrap_or(1) as u64;
         let tokens: Vec<u32> =
@@ -203,18 +240,7 @@ impl Case {
         let given: Vec<(InputId, &[f32])> = inputs.iter().map(|(id, rows)| (*id, &rows[..])).collect();
         let tables = vec![0; shape.rows];
         let step = StepInputs { tokens: &tokens, positions: &positions, tables: &tables, given: &given, ..NOTHING };
-        let value = plan.value(plan.output(output).expect("an output"));
-        let mut run = || {
-            program.run(&step, &[soon()]).expect("runs");
-            let mut rows = vec![f32::NAN; shape.capacity(value.rows) * value.cols];
-            for (row, out) in rows.chunks_exact_mut(value.cols).enumerate() {
-                program.read(output, row, out).expect("was computed");
-            }
-            rows
-        };
-        let (first, second) = (run(), run());
-        assert!(first.iter().zip(&second).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", self.name);
-        first
+        rows_of(&mut program, &step, output)
     }
 
     fn input(&self, plan: &Plan, id: InputId) -> Vec<f32> {
@@ -278,49 +304,4 @@ fn weight(spec: &TensorSpec) -> Vec<u8> {
         _ => (0.0, (3.0 / dims[1..].iter().product::<usize>() as f64).sqrt() as f32),
     };
     numbers(name).take(dims.iter().product()).flat_map(|x| (base + factor * x).to_le_bytes()).collect()
-}
-
-const NOTHING: StepInputs<'static> =
-    StepInputs { tokens: &[], positions: &[], tables: &[], blocks: &[], outputs: &[], wanted: &[], given: &[] };
-
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(120)))
-}
-
-fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, model: &Model) -> Program {
-    let device = Device::new(backend.clone(), ByteSize::new(1 << 32));
-    let (mut footprint, mut offsets, mut end) = (Footprint::default(), Vec::new(), ByteSize::ZERO);
-    for weight in plan.weights() {
-        offsets.push(end.get());
-        end = (end + backend.weight_layout(weight).bytes).align_up(WEIGHT_ALIGN);
-    }
-    for (kind, bytes) in [
-        (SegmentKind::Weights, end),
-        (SegmentKind::Arena, plan.arena()),
-        (SegmentKind::Scratch, backend.scratch(plan)),
-        (SegmentKind::Exchange, backend.exchange(plan)),
-    ] {
-        footprint.add(&device, kind, bytes);
-    }
-    let mut reservation = device.reserve("test", &footprint, &soon()).expect("small");
-    let weights = reservation.carve(SegmentKind::Weights).expect("reserved");
-    let arena = reservation.carve(SegmentKind::Arena).expect("reserved");
-    let (scratch, exchange) =
-        (reservation.carve(SegmentKind::Scratch).ok(), reservation.carve(SegmentKind::Exchange).ok());
-    let items: Vec<LoadItem<'_>> = plan
-        .weights()
-        .iter()
-        .zip(&offsets)
-        .map(|(weight, &offset)| LoadItem { weight, lease: &weights, offset })
-        .collect();
-    let files: Vec<Vec<u8>> = plan.weights().iter().map(|used| weight(&model.0[&used.spec.name])).collect();
-    let read = |item: usize, offset: u64, into: &mut [u8]| {
-        into.copy_from_slice(&files[item][offset as usize..][..into.len()]);
-        Ok(())
-    };
-    let mut lane = device.open_lane().expect("opens");
-    lane.load(&Load { items: &items, read: &read, progress: &|_| () }, &soon()).expect("loads");
-    let weights = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
-    let kv = KvPlace { lease: None, blocks: 0, kv: KvType::F32 };
-    lane.bind(plan.clone(), &Memory { weights, kv, arena, scratch, exchange }).expect("binds")
 }

@@ -8,7 +8,6 @@ mod config;
 mod decoder;
 mod error;
 mod gemma3;
-/// Image models: text encoders, denoisers, autoencoders.
 pub mod image;
 mod llama;
 mod qwen2;

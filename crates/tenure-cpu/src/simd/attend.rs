@@ -269,6 +269,8 @@ mod tests {
             case(66, [129, 1], 16, false, None),
             case(5, [3, 300], 7, false, None),
             case(131, [128, 131], 24, false, None),
+            case(150, [70, 80], 33, true, None),
+            case(140, [65, 75], 8, false, Some((32, 128))),
             case(1, [1, 0], 5, false, Some((32, 128))),
             case(300, [300, 0], 8, false, Some((32, 128))),
             case(129, [129, 0], 17, true, Some((8, 20))),

@@ -38,11 +38,12 @@ pub(crate) fn from_picture(picture: &Picture) -> Vec<f32> {
 }
 
 /// The sinusoids of a number that U-Nets and transformers are told a timestep by, cosines first (Vaswani et al. 2017,
-/// arXiv:1706.03762; Ho et al. 2020, arXiv:2006.11239).
+/// arXiv:1706.03762; Ho et al. 2020, arXiv:2006.11239), in 32-bit floats as diffusers computes them: models were trained
+/// with these roundings.
 pub(crate) fn sinusoids(number: f32, into: &mut [f32]) {
     let half = into.len() / 2;
     for i in 0..half {
-        let angle = f64::from(number) * (-(10000f64.ln()) * i as f64 / half as f64).exp();
-        (into[i], into[half + i]) = (angle.cos() as f32, angle.sin() as f32);
+        let angle = number * (-(10000f64.ln()) as f32 * i as f32 / half as f32).exp();
+        (into[i], into[half + i]) = (angle.cos(), angle.sin());
     }
 }
