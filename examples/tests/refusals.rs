@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-const ALL: [&str; 6] = ["bench", "chat", "generate", "inspect", "perplexity", "plan"];
+const ALL: [&str; 7] = ["bench", "chat", "generate", "imagine", "inspect", "perplexity", "plan"];
 
 /// An example, which `cargo test` has built beside the folder of the tests.
 fn example(name: &str) -> Command {
@@ -111,7 +111,7 @@ fn absent_and_truncated_files_are_refused() {
     for path in [&cut, &absent] {
         let path = path.to_str().expect("UTF-8");
         refused("inspect", &["--json", path]);
-        for name in ["bench", "generate", "plan"] {
+        for name in ["bench", "generate", "imagine", "plan"] {
             refused(name, &["--json", "-m", path]);
         }
         refused("perplexity", &["--json", "-m", path, "-f", path]);
@@ -165,6 +165,77 @@ fn the_total_of_a_plan_is_a_budget_that_fits() {
         run("generate", &["-m", &model, "--tokens", "1,2", "-n", "1", "--budget", &budget.to_string()]).status.code()
     };
     assert_eq!((generate(bytes), generate(bytes - 1)), (Some(0), Some(2)));
+}
+
+/// The small model that draws.
+fn paint() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/paint/paint.safetensors");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn images_that_cannot_be_drawn_are_refused() {
+    let (paint, text) = (paint(), fixture("llama-f32.gguf"));
+    let cases: [(&[&str], &str); 13] = [
+        (&["-W", "0", "-H", "0"], "BadParameter"),
+        (&["-W", "-64", "-H", "64"], "BadParameter"),
+        (&["-W", "100", "-H", "100"], "BadParameter"),
+        (&["-W", "100000", "-H", "100000"], "BadParameter"),
+        (&["--steps", "0"], "BadParameter"),
+        (&["--batch", "0"], "BadParameter"),
+        (&["--sampler", "none"], "BadParameter"),
+        (&["--sigmas", "1,2"], "UnsortedSigmas"),
+        (&["--tile", "100"], "BadParameter"),
+        (&["--mask", &text], "BadParameter"),
+        (&["--init-img", &text], "BadImage"),
+        (&["--init-latents", &text], "MissingTensor"),
+        (&["-o", "/nowhere/at/all.png", "--steps", "1", "-W", "64", "-H", "64"], "Io"),
+    ];
+    for (arguments, kind) in cases {
+        let all = [&["--json", "-m", &paint, "-o", "/nowhere/x.png"], arguments].concat();
+        // A later flag of one name is refused by the parser.
+        let all: Vec<&str> =
+            if arguments.contains(&"-o") { [&["--json", "-m", &paint], arguments].concat() } else { all };
+        assert_eq!(refused("imagine", &all), kind, "{arguments:?}");
+    }
+    assert_eq!(refused("imagine", &["--json", "-m", &text]), "TextModel");
+    assert_eq!(refused("generate", &["--json", "-m", &paint]), "NoMetadata");
+}
+
+#[test]
+fn a_picture_carries_what_made_it() {
+    let (out, latents) = (scratch("x.png"), scratch("x.safetensors"));
+    let (out_path, latents_path) = (out.to_str().expect("UTF-8"), latents.to_str().expect("UTF-8"));
+    let paint = paint();
+    let small = ["--json", "-m", &paint, "-W", "72", "-H", "64", "--steps", "2", "--seed", "5", "-o", out_path];
+    let draw = |more: &[&str]| {
+        let output = run("imagine", &[&small[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        (answer, std::fs::read(&out).expect("was written"))
+    };
+    let (answer, bytes) = draw(&["-p", "a red circle", "-n", "a blue square", "--latents-out", latents_path]);
+    assert_eq!(answer["seeds"], serde_json::json!([5]));
+    assert_eq!(answer["sigmas"].as_array().map(Vec::len), Some(2));
+    let memory = &answer["memory"];
+    assert_eq!(memory["planned_bytes"], memory["allocated_bytes"]);
+    assert!(bytes.starts_with(b"\x89PNG"));
+    let text = String::from_utf8_lossy(&bytes);
+    for part in ["parameters\0a red circle\nNegative prompt: a blue square\nSteps: 2, ", "Seed: 5, Size: 72x64"] {
+        assert!(text.contains(part), "{part}");
+    }
+    // The same again, from a picture, and of a prompt in other letters.
+    assert_eq!(draw(&["-p", "a red circle", "-n", "a blue square"]).1, bytes);
+    let (_, changed) = draw(&["-p", "\u{8d64}\u{3044}\u{5186}", "--init-img", out_path, "--strength", "0.5"]);
+    assert!(String::from_utf8_lossy(&changed).contains("\u{8d64}\u{3044}\u{5186}"));
+    let store = tenure::WeightStore::open(&latents).expect("was written");
+    assert_eq!(store.find("latents").expect("there").spec().shape.dims(), [1, 4, 8, 9]);
+    let plan = run("plan", &["--json", "-m", &paint, "-W", "64", "-H", "64"]);
+    let answer: Value = serde_json::from_slice(&plan.stdout).expect("one JSON object");
+    assert_eq!((&answer["fits"], &answer["family"]), (&Value::Bool(true), &"Stable Diffusion 1".into()));
+    for file in [out, latents] {
+        std::fs::remove_file(file).expect("ours");
+    }
 }
 
 #[test]

@@ -1,15 +1,35 @@
-//! Tenure: language models in one process under one memory budget.
+//! Tenure: language and image models in one process under one memory budget.
 //!
 //! What it is: the facade over the workspace's crates. An [`Engine`] has a device and a budget; a plan says to the
-//! byte what a model takes; a [`ModelHandle`] is a loaded model; a [`TextSession`] computes one sequence of it.
-//! What it is not: a server, or a downloader.
+//! byte what a model takes; a [`ModelHandle`] is a loaded model; a [`TextSession`] computes one sequence of a language
+//! model, an [`ImageSession`] draws with an image model. What it is not: a server, or a downloader.
 //!
-//! Three types to know: [`Engine`], [`ModelHandle`], [`TextSession`].
+//! Three types to know: [`Engine`], [`ModelHandle`], [`TextSession`] or [`ImageSession`].
 //!
 //! ```no_run
 //! # fn main() -> Result<(), tenure::Error> {
 //! let model = tenure::Engine::auto()?.load_text("model.gguf")?;
 //! println!("{}", model.session()?.generate("Why is the sky blue?")?.text()?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tenure::{Deadline, Engine, ImageRequest, Init};
+//!
+//! # fn main() -> Result<(), tenure::Error> {
+//! let model = Engine::auto()?.load_image("model.safetensors")?;
+//! let mut session = model.session();
+//! let mut drawing = session.draw(ImageRequest { seeds: vec![42], ..ImageRequest::new("a red circle") })?;
+//! while let Some(done) = drawing.next(Deadline::after(Duration::from_secs(60)))? {
+//!     println!("{:?} {} of {}", done.phase, done.step, done.steps);
+//! }
+//! let picture = drawing.finish()?.pictures.remove(0);
+//! // The same again, changed.
+//! let init = Some(Init { picture, strength: 0.6, mask: None });
+//! let request = ImageRequest { init, ..ImageRequest::new("a blue circle") };
+//! session.draw_all(request, Deadline::after(Duration::from_secs(600)))?;
 //! # Ok(())
 //! # }
 //! ```
