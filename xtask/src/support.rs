@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 
 use tenure_cpu::simd::Isa;
 use tenure_graph::{
-    Activation, Graph, Grid, InputId, KvType, OutputId, Plan, RopeSpec, RopeStyle, Rows, Slide, StepShape, Val, Yarn,
+    Activation, Beside, Buckets, Graph, Grid, InputId, KvType, OutputId, Plan, RelativeBias, RopeSpec, RopeStyle, Rows,
+    Slide, StepShape, Val, Yarn,
 };
 use tenure_tensor::{DType, Shape, TensorSpec, codec};
 
@@ -244,10 +245,15 @@ fn conv2d(dtype: DType) -> Asked {
     image_plan(weight, |g, x| g.conv2d(x, g.kernel("w", COLS, COLS, 3), None, slide))
 }
 
+/// Rows that say how each image is modulated.
+fn by(g: &Graph<'_>) -> Val {
+    g.input(InputId::Pooled, Rows::Fixed(GRID.images), 6 * COLS)
+}
+
 fn over_images() -> Vec<(String, Asked)> {
     type Body = fn(&Graph<'_>, Val) -> Val;
-    let all: [(&str, Option<usize>, Body); 5] = [
-        ("`group_norm`", Some(COLS), |g, x| {
+    let all: [(&str, Option<Shape>, Body); 11] = [
+        ("`group_norm`", Some(Shape::from([COLS])), |g, x| {
             let w = g.vector("w", COLS);
             g.group_norm(x, w, w, 32, 1e-5, GRID.pixels())
         }),
@@ -257,13 +263,28 @@ fn over_images() -> Vec<(String, Asked)> {
         }),
         ("`attend`", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), false)),
         ("`attend`, causal", None, |g, x| g.attend(x, x, x, COLS / HEAD, 0.125, GRID.pixels(), GRID.pixels(), true)),
+        ("`attend`, to what is beside", None, |g, x| {
+            let beside = Some(Beside { k: x, v: x, keys: GRID.pixels() });
+            let (heads, pixels) = (COLS / HEAD, GRID.pixels());
+            g.attend_with(x, x, x, beside, heads, 0.125, pixels, pixels, false, None)
+        }),
+        ("`attend`, with a bias of the distance", Some(Shape::from([32, COLS / HEAD])), |g, x| {
+            let buckets = Buckets { count: 32, max_distance: 128 };
+            let bias = Some(RelativeBias { table: g.vectors("w", 32, COLS / HEAD), buckets });
+            let (heads, pixels) = (COLS / HEAD, GRID.pixels());
+            g.attend_with(x, x, x, None, heads, 0.125, pixels, pixels, false, bias)
+        }),
         ("`add_row`", None, |g, x| {
             let row = g.input(InputId::Pooled, Rows::Fixed(GRID.images), COLS);
             g.add_row(x, row, GRID.pixels())
         }),
+        ("`modulate`", None, |g, x| g.modulate(x, by(g), 0, 1, GRID.pixels())),
+        ("`add_gated`", None, |g, x| g.add_gated(x, x, by(g), 2, GRID.pixels())),
+        ("`add_centre`", Some(Shape::from([256, COLS])), |g, x| g.add_centre(x, g.table("w", 256, COLS), 16, GRID)),
+        ("`unpatch`", None, |g, x| g.unpatch(x, GRID, 2)),
     ];
-    let ask = |(name, len, body): (&str, Option<usize>, Body)| {
-        let (plan, kv, _) = image_plan(len.map(|len| (DType::F32, Shape::from([len]))), body);
+    let ask = |(name, shape, body): (&str, Option<Shape>, Body)| {
+        let (plan, kv, _) = image_plan(shape.map(|shape| (DType::F32, shape)), body);
         (name.to_owned(), (plan, kv, None))
     };
     all.into_iter().map(ask).collect()

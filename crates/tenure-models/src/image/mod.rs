@@ -1,7 +1,7 @@
 //! Parts of image models, each recorded as a plan of its own. Names of tensors are those of diffusers; a catalog maps them
 //! to what its file calls them. Sizes come from the tensors themselves.
 //!
-//! [`ImageModel`](image::ImageModel) opens models as people have them, and is such a catalog for each of their parts.
+//! [`ImageModel`] opens models as people have them, and is such a catalog for each of their parts.
 
 mod clip;
 mod config;
