@@ -66,9 +66,9 @@ pub struct ImageParts {
     /// How large images become pixels: `auto`, `whole`, or in tiles of so many pixels.
     #[arg(long, default_value = "auto", value_parser = tiling)]
     pub tile: Tiling,
-    /// Which networks stay in memory.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub residency: ResidencyArg,
+    /// Which networks stay in memory [default: all, if they fit; for one request each while it is used].
+    #[arg(long, value_enum)]
+    pub residency: Option<ResidencyArg>,
 }
 
 /// Which networks stay in memory.
@@ -168,9 +168,9 @@ impl ImageParts {
             tiny_autoencoder: self.taesd.is_some() && !self.taesd_preview_only,
             tiling: self.tile,
             residency: match self.residency {
-                ResidencyArg::Auto => Residency::Auto,
-                ResidencyArg::Keep => Residency::Keep,
-                ResidencyArg::Phase => Residency::ByPhase,
+                None | Some(ResidencyArg::Auto) => Residency::Auto,
+                Some(ResidencyArg::Keep) => Residency::Keep,
+                Some(ResidencyArg::Phase) => Residency::ByPhase,
             },
             access,
         }

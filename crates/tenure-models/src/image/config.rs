@@ -21,6 +21,8 @@ pub struct ImageConfig {
     pub prediction: Prediction,
     /// Whether the denoiser takes a mask and the masked picture's latents behind the sample.
     pub inpainting: bool,
+    /// Width and height in pixels that the model was trained for, where its files say so.
+    pub size: Option<(usize, usize)>,
     /// Channels of latents.
     pub latent_channels: usize,
     /// How the autoencoder's latents become the denoiser's: (z - shift) * scale.
@@ -189,6 +191,7 @@ impl Parts<'_> {
             family,
             prediction: self.prediction(family, denoiser, inpainting)?,
             inpainting,
+            size: size(denoiser)?,
             latent_channels,
             latent_scale: self.latent_scale(family)?,
             clip_l: clip(Part::ClipL)?,
@@ -316,6 +319,18 @@ fn written_prediction(store: &WeightStore) -> Option<Prediction> {
         "epsilon" | "eps" => Some(Prediction::Noise),
         _ => None,
     }
+}
+
+/// The size that the file's own metadata or the folder's settings say.
+fn size(denoiser: &PartWeights) -> Result<Option<(usize, usize)>, ModelError> {
+    let written = denoiser.store().text_metadata().and_then(|metadata| metadata.value("modelspec.resolution"));
+    let sides = written.and_then(|text| text.split_once('x'));
+    if let Some((Ok(width), Ok(height))) = sides.map(|(width, height)| (width.parse(), height.parse())) {
+        return Ok(Some((width, height)));
+    }
+    let latents = denoiser.settings.as_ref().map(|settings| settings.usize("sample_size")).transpose()?.flatten();
+    let side = latents.and_then(|side| side.checked_mul(8));
+    Ok(side.map(|side| (side, side)))
 }
 
 /// The standard deviation of the last transformer's first bias.

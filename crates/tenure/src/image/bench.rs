@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tenure_device::{DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace};
 use tenure_graph::{KvType, Plan, PlanError, WeightUse};
@@ -39,6 +39,8 @@ pub(crate) struct Tools {
     memory: Room,
     /// What is bound.
     current: Option<(Work, Program)>,
+    /// Time spent on bringing networks in, ever.
+    brought: Duration,
 }
 
 /// The model's memory.
@@ -74,7 +76,7 @@ impl Bench {
         loop {
             stop.check()?;
             if let Some(tools) = free.take() {
-                return Ok(Taken { bench: self, tools: Some(tools) });
+                return Ok(Taken { bench: self, before: tools.brought, tools: Some(tools) });
             }
             free = self.back.wait_timeout(free, NAP).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -85,6 +87,14 @@ impl Bench {
 pub(crate) struct Taken<'b> {
     bench: &'b Bench,
     tools: Option<Box<Tools>>,
+    before: Duration,
+}
+
+impl Taken<'_> {
+    /// Time spent on bringing networks in since the tools were taken.
+    pub(crate) fn brought(&self) -> Duration {
+        self.brought.saturating_sub(self.before)
+    }
 }
 
 impl Deref for Taken<'_> {
@@ -126,7 +136,14 @@ impl Tools {
             let own: Vec<Lease> = segments.by_ref().take(plan.placement.segments.len()).collect();
             networks.insert(network, bring(&mut lane, &model, network, plan, &own, progress, stop)?);
         }
-        Ok(Tools { lane, model, planned, memory: Room::Kept { networks, arena, scratch }, current: None })
+        Ok(Tools {
+            lane,
+            model,
+            planned,
+            memory: Room::Kept { networks, arena, scratch },
+            current: None,
+            brought: Duration::ZERO,
+        })
     }
 
     /// The tools of a model one of whose networks is in memory at a time.
@@ -142,6 +159,7 @@ impl Tools {
             planned,
             memory: Room::Phase { pool: reservation.into_pool(), held: None },
             current: None,
+            brought: Duration::ZERO,
         })
     }
 
@@ -222,6 +240,7 @@ impl Tools {
         if held.as_ref().is_some_and(|held| held.network == network) {
             return Ok(());
         }
+        let begun = Instant::now();
         *held = None;
         let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
         let arena = pool.carve(SegmentKind::Arena, planned.arena)?;
@@ -231,6 +250,7 @@ impl Tools {
         let segments = sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
         let weights = bring(&mut self.lane, &self.model, network, planned, &segments, &|_| (), stop)?;
         *held = Some(Held { network, weights, arena, scratch });
+        self.brought += begun.elapsed();
         Ok(())
     }
 }

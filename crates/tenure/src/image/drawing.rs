@@ -1,5 +1,6 @@
 //! Images, step by step.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use tenure_device::{Deadline, StepInputs, Stop};
@@ -13,7 +14,7 @@ use tenure_tokenizer::Prompt;
 
 use crate::error::{Cause, Error};
 use crate::image::autoencoder::{Autoencoder, NUMBERS};
-use crate::image::bench::Tools;
+use crate::image::bench::{Taken, Tools};
 use crate::image::conditioning::{Conditioning, size_ids};
 use crate::image::latents::{channels_first, channels_last, from_picture, sinusoids, to_picture};
 use crate::image::load::{LoadedImage, check_size};
@@ -43,7 +44,9 @@ pub struct Drawing<'s> {
     together: usize,
     pictures: Vec<Picture>,
     warnings: Vec<Warning>,
-    timings: [(Phase, Duration); 4],
+    timings: [(Phase, Duration); 5],
+    /// Time that the step in hand has spent on bringing networks in.
+    loading: Cell<Duration>,
 }
 
 /// What comes next.
@@ -71,6 +74,8 @@ struct Start {
 /// A part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// Networks are brought into memory, where not all stay there.
+    Load,
     /// Prompts are encoded.
     Prompt,
     /// The image to begin with is encoded.
@@ -127,7 +132,7 @@ pub struct Drawn {
     /// What speaks against the request.
     pub warnings: Vec<Warning>,
     /// How long each part of the work took.
-    pub timings: [(Phase, Duration); 4],
+    pub timings: [(Phase, Duration); 5],
 }
 
 /// The most answers computed together, the most images of a batch, the most steps.
@@ -200,7 +205,9 @@ impl<'s> Drawing<'s> {
             together: 0,
             pictures: Vec::new(),
             warnings,
-            timings: [Phase::Prompt, Phase::Image, Phase::Denoise, Phase::Decode].map(|phase| (phase, Duration::ZERO)),
+            timings: [Phase::Load, Phase::Prompt, Phase::Image, Phase::Denoise, Phase::Decode]
+                .map(|phase| (phase, Duration::ZERO)),
+            loading: Cell::new(Duration::ZERO),
             request,
         })
     }
@@ -240,8 +247,11 @@ impl<'s> Drawing<'s> {
             Next::Nothing => return Ok(None),
         };
         self.next = next;
-        if let Some((_, spent)) = self.timings.iter_mut().find(|(other, _)| *other == phase) {
-            *spent += begun.elapsed();
+        let loading = self.loading.take();
+        for (of, time) in [(Phase::Load, loading), (phase, begun.elapsed().saturating_sub(loading))] {
+            if let Some((_, spent)) = self.timings.iter_mut().find(|(other, _)| *other == of) {
+                *spent += time;
+            }
         }
         Ok(Some(Progress { phase, step, steps, previews }))
     }
@@ -271,6 +281,11 @@ impl<'s> Drawing<'s> {
         &self.warnings
     }
 
+    /// Gives the tools back, and notes what bringing networks in took.
+    fn took(&self, tools: Taken<'_>) {
+        self.loading.set(self.loading.get() + tools.brought());
+    }
+
     fn encode_prompts(&mut self, stop: &Stop) -> Result<(), Error> {
         let LoadedImage { bench, tokenizers, model, .. } = self.loaded;
         let mut tools = bench.take(stop)?;
@@ -287,7 +302,7 @@ impl<'s> Drawing<'s> {
             self.warnings.push(Warning::PromptCut { tokens });
         }
         (self.prompt, self.negative) = (prompt, negative);
-        drop(tools);
+        self.took(tools);
         if self.request.init.is_none() {
             self.draw_noise()?;
             self.latents.copy_from_slice(&self.answers[0]);
@@ -348,7 +363,9 @@ impl<'s> Drawing<'s> {
         let LoadedImage { bench, model, tile, autoencoder: part, .. } = self.loaded;
         let (mut tools, part) = (bench.take(stop)?, *part);
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
-        autoencoder.encode(from_picture(picture), picture.width(), picture.height())
+        let encoded = autoencoder.encode(from_picture(picture), picture.width(), picture.height());
+        self.took(tools);
+        encoded
     }
 
     /// Latents of each image of the batch, as the denoiser has them, drawn from what the encoder gave.
@@ -448,6 +465,7 @@ impl<'s> Drawing<'s> {
             }
         };
         self.answers = answers;
+        self.took(tools);
         result?;
         let [answer, negative, without] = &mut self.answers;
         let given = |wanted: bool, numbers| if wanted { Some(numbers) } else { None };
@@ -551,7 +569,9 @@ impl<'s> Drawing<'s> {
         channels_last(&latents[image * len..][..len], 1, model.config().latent_channels, &mut rows, 0);
         let mut tools = bench.take(stop)?;
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
-        let pixels = autoencoder.decode(rows, self.width, self.height)?;
+        let pixels = autoencoder.decode(rows, self.width, self.height);
+        self.took(tools);
+        let pixels = pixels?;
         if !pixels.iter().all(|x| x.is_finite()) {
             return Err(Cause::NonFinitePixels.into());
         }

@@ -395,6 +395,10 @@ impl Kind {
             },
             (flow @ Process::Flow(_), _) => flow,
         };
-        Ok(Kind { preset: variant.preset(), process })
+        let mut preset = variant.preset();
+        if let Some(size) = config.size.filter(|&size| check_size(model, size).is_ok()) {
+            (preset.width, preset.height) = size;
+        }
+        Ok(Kind { preset, process })
     }
 }
