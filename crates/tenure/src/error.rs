@@ -93,7 +93,7 @@ pub(crate) enum Cause {
     #[error("the model's file has no chat template")]
     NoChatTemplate,
     #[error(
-        "the {network} takes {needed} for an image of this size, the model was loaded with {held} for it: load it for \
+        "the {network} takes {needed} for an image and a prompt of this size, the model was loaded with {held} for it: load it for \
          larger images"
     )]
     ImageTooLarge { network: String, needed: tenure_tensor::ByteSize, held: tenure_tensor::ByteSize },

@@ -82,8 +82,8 @@ pub struct NetworkMemory {
     pub step: ByteSize,
 }
 
-/// Tokens of the longest prompt that room is planned for: four of CLIP's chunks, or one and T5's longest sequence. Longer
-/// prompts take no more than there is, as a rule: decoding takes most.
+/// Tokens of the longest prompt that room is planned for: four of CLIP's chunks, and T5's longest sequence. Where all
+/// networks stay in memory there is room for more, as a rule: decoding takes most.
 const CLIP_TOKENS: usize = 4 * 77;
 const T5_TOKENS: usize = 512;
 
@@ -296,7 +296,7 @@ impl Planner<'_> {
         let grid = |width: usize, height: usize| Grid { images: 1, height: height as u32, width: width as u32 };
         let side = tile.unwrap_or(usize::MAX);
         let (across, down) = (width.min(side), height.min(side));
-        let tokens = if self.model.config().family.is_mmdit() { 77 + T5_TOKENS } else { CLIP_TOKENS };
+        let tokens = CLIP_TOKENS + if self.model.config().family.is_mmdit() { T5_TOKENS } else { 0 };
         work.push(Work::Denoise { grid: grid(width, height), tokens, without: Vec::new() });
         let main = autoencoder(self.model, self.options);
         for part in [Part::Vae, Part::Taesd].into_iter().filter(has) {
