@@ -5,6 +5,7 @@ use tenure_graph::{Plan, WeightId, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
+use crate::simd::float::winograd;
 use crate::simd::{attend, attention, panels};
 
 /// How a weight is held.
@@ -70,10 +71,10 @@ pub(crate) struct Scratch {
     pub(crate) ropes: Vec<(usize, usize)>,
     /// Quantised rows.
     pub(crate) quantized: usize,
-    /// Each member's own room for attention.
-    pub(crate) attention: usize,
+    /// Each member's own room, for attention and convolutions.
+    pub(crate) members: usize,
     /// Bytes of one member's room.
-    pub(crate) attention_bytes: usize,
+    pub(crate) member_bytes: usize,
     /// Sums of groups, of each run of [`STAT_ROWS`] rows; then what rows are multiplied with and what is added.
     pub(crate) groups: usize,
     /// Bytes of the sums.
@@ -101,7 +102,7 @@ impl Scratch {
         let ropes =
             lowered.ropes.iter().map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims)).collect();
         let quantized = take(panels::act_bytes(lowered.quantized_rows, lowered.quantized_cols));
-        let (mut attention_bytes, mut partial) = (0, 0);
+        let (mut member_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(attention::CHUNK);
         let (mut group_sums, mut group_factors) = (0, 0);
@@ -109,31 +110,38 @@ impl Scratch {
             match phase {
                 Phase::Attention(op) => {
                     let head_dim = plan.kv_layer(op.layer).head_dim;
-                    attention_bytes = attention_bytes.max(attention::scratch_floats(head_dim) * size_of::<f32>());
+                    member_bytes = member_bytes.max(attention::scratch_floats(head_dim) * size_of::<f32>());
                     let one = attention::partial_floats(head_dim) * size_of::<f32>();
                     partial = partial.max(split_rows * op.heads * chunks * one);
                 }
                 Phase::Attend(op) => {
                     let head_dim = plan.value(op.q).cols / op.heads;
-                    attention_bytes = attention_bytes.max(attend::scratch_floats(head_dim) * size_of::<f32>());
+                    member_bytes = member_bytes.max(attend::scratch_floats(head_dim) * size_of::<f32>());
                 }
                 Phase::GroupSums(op) => {
                     group_sums = group_sums.max(op.images * op.runs() * op.groups * size_of::<[f64; 2]>());
                     group_factors = group_factors.max(op.images * plan.value(op.x).cols * size_of::<[f32; 2]>());
                 }
-                Phase::Rows { .. } | Phase::MatMul(_) | Phase::Conv(_) | Phase::GroupFactors(_) => {}
+                Phase::Conv(op) => {
+                    let (channels, features) = (plan.value(op.x).cols, plan.value(op.out).cols);
+                    if winograd::takes(&op.slide, channels, features) {
+                        let floats = winograd::scratch_floats(op.slide.grid, features);
+                        member_bytes = member_bytes.max(floats * size_of::<f32>());
+                    }
+                }
+                Phase::Rows { .. } | Phase::MatMul(_) | Phase::GroupFactors(_) => {}
             }
         }
         let group_sums = group_sums.next_multiple_of(64);
         let groups = take(group_sums + group_factors);
-        let attention_bytes = attention_bytes.next_multiple_of(64);
-        let attention_at = take(attention_bytes * members);
+        let member_bytes = member_bytes.next_multiple_of(64);
+        let members_at = take(member_bytes * members);
         let partials = take(partial);
         Scratch {
             ropes,
             quantized,
-            attention: attention_at,
-            attention_bytes,
+            members: members_at,
+            member_bytes,
             groups,
             group_sums,
             partials,

@@ -47,7 +47,7 @@ impl Run<'_> {
         let me = self.me;
         let layer = me.plan.kv_layer(op.layer);
         let scoring = op.scoring(layer.head_dim);
-        let scratch = me.attention_scratch(member.index);
+        let scratch = me.member_scratch(member.index);
         let rows = self.step.tokens.len();
         let (tile, chunks) = (self.attention_tile(op), me.scratch.chunks);
         while let Some(claimed) = claims.claim(member.index, 1) {
@@ -138,11 +138,11 @@ impl AttentionOp {
 
 impl Interpreter {
     #[allow(clippy::mut_from_ref)]
-    pub(super) fn attention_scratch(&self, member: usize) -> &mut [f32] {
+    pub(super) fn member_scratch(&self, member: usize) -> &mut [f32] {
         // SAFETY: inside the scratch; each member has its own.
         unsafe {
-            let base = self.scratch_base.0.add(self.scratch.attention + member * self.scratch.attention_bytes);
-            std::slice::from_raw_parts_mut(base.cast(), self.scratch.attention_bytes / size_of::<f32>())
+            let base = self.scratch_base.0.add(self.scratch.members + member * self.scratch.member_bytes);
+            std::slice::from_raw_parts_mut(base.cast(), self.scratch.member_bytes / size_of::<f32>())
         }
     }
 

@@ -9,7 +9,7 @@ use crate::lower::{AttendOp, ConvOp, GroupOp, STAT_ROWS};
 use crate::raw::claims::Claims;
 use crate::raw::team::Member;
 use crate::simd::attend::{Bias, HeadRows, Keys, QUERIES, attend, scratch_floats};
-use crate::simd::float::{self, Out};
+use crate::simd::float::{self, Out, winograd};
 
 use super::{Interpreter, Run};
 
@@ -42,22 +42,48 @@ impl Run<'_> {
         (rows, if few { CONV_FEATURES.min(features) } else { features })
     }
 
+    /// The parts of a convolution with a kernel that Winograd's filtering takes.
+    fn winograd_parts(&self, op: &ConvOp) -> winograd::Parts {
+        let features = self.me.plan.value(op.out).cols;
+        winograd::Parts::new(self.grid(op), features, UNITS * self.me.team.count())
+    }
+
+    /// What a kernel is slid over in this step.
+    fn grid(&self, op: &ConvOp) -> Grid {
+        let rows = self.step.rows().of(self.me.plan.value(op.x).rows);
+        Grid { images: (rows / op.slide.grid.pixels()) as u32, ..op.slide.grid }
+    }
+
     pub(super) fn conv_units(&self, op: &ConvOp) -> usize {
+        let (cols, features) = (self.me.plan.value(op.x).cols, self.me.plan.value(op.out).cols);
+        if winograd::takes(&op.slide, cols, features) {
+            return self.winograd_parts(op).count();
+        }
         let (rows, together) = self.conv_parts(op);
-        rows.div_ceil(CONV_ROWS) * self.me.plan.value(op.out).cols.div_ceil(together)
+        rows.div_ceil(CONV_ROWS) * features.div_ceil(together)
     }
 
     pub(super) fn conv(&self, op: &ConvOp, member: Member<'_>, claims: &Claims) {
         let me = self.me;
-        let (rows, together) = self.conv_parts(op);
-        let blocks = me.plan.value(op.out).cols.div_ceil(together);
         let weight = me.weight(op.w);
         let (from, channels) = me.value(op.x);
         let (base, features) = me.value(op.out);
-        let row_bytes = weight.bytes().len() / features;
-        let pixels = op.slide.grid.rows();
         // SAFETY: written in an earlier phase, and by nobody in this one.
-        let x = unsafe { std::slice::from_raw_parts(from, pixels * channels) };
+        let x = unsafe { std::slice::from_raw_parts(from, self.grid(op).rows() * channels) };
+        let zeros = &me.zeros[..channels];
+        if winograd::takes(&op.slide, channels, features) {
+            let (w, dtype, bias) = (weight.bytes(), weight.dtype(), op.bias.map(|bias| me.vector(bias)));
+            let slid = winograd::Slid { x, grid: self.grid(op), w, dtype, bias, zeros, features };
+            let (parts, scratch) = (self.winograd_parts(op), me.member_scratch(member.index));
+            while let Some(claimed) = claims.claim(member.index, 1) {
+                // SAFETY: pixels and features of this part, which this member alone has.
+                unsafe { winograd::slide(me.isa, slid, parts, claimed.start, scratch, base) };
+            }
+            return;
+        }
+        let (rows, together) = self.conv_parts(op);
+        let blocks = features.div_ceil(together);
+        let row_bytes = weight.bytes().len() / features;
         while let Some(claimed) = claims.claim(member.index, 1) {
             let (first, block) = (claimed.start / blocks * CONV_ROWS, claimed.start % blocks * together);
             let (range, some) = (first..rows.min(first + CONV_ROWS), block..features.min(block + together));
@@ -66,7 +92,7 @@ impl Run<'_> {
             unsafe {
                 let base = base.add(first * features + some.start);
                 let out = Out { base, stride: features, features: some.len() };
-                float::conv2d(me.isa, weight.dtype(), w, x, &op.slide, &me.zeros[..channels], range.clone(), out);
+                float::conv2d(me.isa, weight.dtype(), w, x, &op.slide, zeros, range.clone(), out);
                 if let Some(bias) = op.bias {
                     let bias = &me.vector(bias)[some.clone()];
                     for row in 0..range.len() {
@@ -121,7 +147,7 @@ impl Run<'_> {
         let cols = me.plan.value(op.q).cols;
         let head_dim = cols / op.heads;
         let tiles = op.queries.div_ceil(QUERIES);
-        let scratch = &mut me.attention_scratch(member.index)[..scratch_floats(head_dim)];
+        let scratch = &mut me.member_scratch(member.index)[..scratch_floats(head_dim)];
         while let Some(claimed) = claims.claim(member.index, 1) {
             let (sequence, rest) = (claimed.start / (op.heads * tiles), claimed.start % (op.heads * tiles));
             let (head, first) = (rest / tiles, rest % tiles * QUERIES);

@@ -60,6 +60,20 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
+    /// Turns eight rows of eight floats over: element `i` of row `j` becomes element `j` of row `i`.
+    ///
+    /// # Safety
+    /// `from` is valid for eight rows `from_stride` floats apart, `to` for as many `to_stride` apart; they do not overlap.
+    #[inline(always)]
+    unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller's contract.
+                unsafe { to.add(i * to_stride + j).write(from.add(j * from_stride + i).read()) };
+            }
+        }
+    }
+
     /// The first `count < N` elements, the rest zero.
     ///
     /// # Safety

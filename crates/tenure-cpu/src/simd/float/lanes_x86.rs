@@ -91,6 +91,20 @@ impl Lanes for Avx2 {
         let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         _mm256_storeu_ps(p, _mm256_permutevar8x32_ps(all, order));
     });
+    lanes_method!(transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) -> () = {
+        // Rows i and i + 4 share a register, the lower half of one and then of the other; likewise the upper halves.
+        let half = |row: usize, at: usize| _mm_loadu_ps(from.add(row * from_stride + at));
+        for at in [0, 4] {
+            let pair = |row: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(half(row, at)), half(row + 4, at));
+            let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            _mm256_storeu_ps(to.add(at * to_stride), _mm256_shuffle_ps::<0x44>(ab, cd));
+            _mm256_storeu_ps(to.add((at + 1) * to_stride), _mm256_shuffle_ps::<0xee>(ab, cd));
+            let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            _mm256_storeu_ps(to.add((at + 2) * to_stride), _mm256_shuffle_ps::<0x44>(ab, cd));
+            _mm256_storeu_ps(to.add((at + 3) * to_stride), _mm256_shuffle_ps::<0xee>(ab, cd));
+        }
+    });
     lanes_method!(largest(self) -> f32 = {
         let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
         let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -144,6 +158,9 @@ impl Lanes for Avx512 {
         let [a, b, c, d, e, f, g, h] = eight;
         let halves = [folded(a), folded(b), folded(c), folded(d), folded(e), folded(f), folded(g), folded(h)];
         Avx2::store_sums(halves, p);
+    });
+    lanes_method!(transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) -> () = {
+        Avx2::transpose8(from, from_stride, to, to_stride)
     });
     lanes_method!(largest(self) -> f32 = {
         let high = _mm512_extractf32x8_ps::<1>(self.0);

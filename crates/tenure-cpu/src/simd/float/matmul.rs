@@ -120,15 +120,16 @@ const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
 const AHEAD: usize = 1024;
 
+/// Float types that weights may have.
 #[derive(Clone, Copy)]
-enum Float {
+pub(crate) enum Float {
     F32,
     F16,
     Bf16,
 }
 
 impl Float {
-    fn of(dtype: DType) -> Option<Float> {
+    pub(crate) fn of(dtype: DType) -> Option<Float> {
         match dtype {
             DType::F32 => Some(Float::F32),
             DType::F16 => Some(Float::F16),

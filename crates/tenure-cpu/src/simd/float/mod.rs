@@ -14,6 +14,7 @@ mod norm;
 mod rope;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod winograd;
 
 pub use elementwise::{activate, add, add_gated, glu, modulate, scale, scale_shift, softcap};
 pub(crate) use matmul::product;

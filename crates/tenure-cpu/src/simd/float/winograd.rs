@@ -1,0 +1,584 @@
+//! Kernels of 3 x 3 slid over images by one pixel, with 16 multiplications for four results where the definition has 36
+//! (Winograd's minimal filtering F(2 x 2, 3 x 3); Lavin and Gray 2015, arXiv:1509.09308).
+//!
+//! A tile is 2 x 2 pixels of the result, and comes from the 4 x 4 of the source around it. Tile and kernel are brought to
+//! 16 points each; a result's point is the sum over the channels of their products, a matrix product for each point.
+//!
+//! The order of every sum: [`CHANNELS`] channels one after the other into an accumulator, such sums one after the other.
+//! It depends neither on how many tiles or features a call has, nor on how callers divide them.
+
+// Tiles of registers are walked by index, several arrays at once, with bounds known when compiling.
+#![allow(clippy::needless_range_loop)]
+
+use std::ops::Range;
+
+use tenure_graph::{Grid, Slide};
+use tenure_tensor::DType;
+
+use crate::simd::Isa;
+use crate::simd::float::element::{Bf16, Element, F16, F32};
+use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
+use crate::simd::float::matmul::Float;
+
+/// Points of a tile.
+const POINTS: usize = 16;
+/// Taps of a kernel.
+const TAPS: usize = 9;
+/// Channels brought to points and multiplied together.
+const CHANNELS: usize = 64;
+/// Tiles that a piece of the kernel's points is used for.
+const TILES: usize = 96;
+/// The most products of tiles and features that are summed together.
+const SUMS: usize = 6144;
+/// Floats between what belongs to one point and to the next, beyond its own: all points at the same offset are written and
+/// read one after the other, and distances of a power of two would put them into the same few places of the cache.
+const APART: usize = 16;
+/// Features computed together are a multiple of this: two vectors of the widest instruction set.
+const FEATURES: usize = 32;
+
+/// Whether [`slide`] takes a kernel slid so, over so many channels, of so many features.
+pub fn takes(slide: &Slide, channels: usize, features: usize) -> bool {
+    let around = slide.size == 3 && slide.stride == 1 && slide.before == 1 && slide.after == 1;
+    around && channels > 0 && channels.is_multiple_of(FEATURES) && features > 0 && features.is_multiple_of(FEATURES)
+}
+
+/// How the tiles and features of a result are divided: each part is computed in one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    tiles: usize,
+    features: usize,
+    /// Of one part.
+    most_tiles: usize,
+    most_features: usize,
+}
+
+impl Parts {
+    /// For a result of `images` of `grid`'s height and width; in at least `wanted` parts where there is enough of it.
+    pub fn new(grid: Grid, features: usize, wanted: usize) -> Parts {
+        let tiles = tiles(grid);
+        let runs = tiles.div_ceil(TILES).max(1);
+        let most_tiles = tiles.div_ceil(runs).max(1);
+        let room = SUMS / most_tiles / FEATURES * FEATURES;
+        let spread = (features * runs).div_ceil(wanted.max(1)).next_multiple_of(FEATURES);
+        Parts { tiles, features, most_tiles, most_features: room.min(spread).clamp(FEATURES, features.max(FEATURES)) }
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.tiles.div_ceil(self.most_tiles) * self.blocks()
+    }
+
+    /// Tiles and features of a part.
+    pub fn part(&self, index: usize) -> (Range<usize>, Range<usize>) {
+        let (tile, feature) = (index / self.blocks() * self.most_tiles, index % self.blocks() * self.most_features);
+        (tile..self.tiles.min(tile + self.most_tiles), feature..self.features.min(feature + self.most_features))
+    }
+
+    fn blocks(&self) -> usize {
+        self.features.div_ceil(self.most_features)
+    }
+}
+
+/// Floats of scratch that a part needs of a result of up to so many images of `grid`'s height and width.
+pub fn scratch_floats(grid: Grid, features: usize) -> usize {
+    let tiles = tiles(grid);
+    let (of_tiles, of_kernel, panels) = (TILES.min(tiles) * CHANNELS, CHANNELS * FEATURES, features.div_ceil(16));
+    let points = POINTS * (of_tiles + of_kernel + SUMS.min(tiles * features) + (2 + panels) * APART);
+    points + TAPS * (CHANNELS * FEATURES / 2 + APART) + 8 * CHANNELS
+}
+
+/// Tiles of a grid.
+fn tiles(grid: Grid) -> usize {
+    grid.images as usize * grid.height.div_ceil(2) as usize * grid.width.div_ceil(2) as usize
+}
+
+/// What is computed: a kernel, and what it is slid over.
+#[derive(Clone, Copy, Debug)]
+pub struct Slid<'s> {
+    /// Images (channels last).
+    pub x: &'s [f32],
+    /// How many, and their sizes.
+    pub grid: Grid,
+    /// `features * 3 * 3 * channels` elements of F32, F16 or BF16, place by place.
+    pub w: &'s [u8],
+    /// Their type.
+    pub dtype: DType,
+    /// Added to each feature.
+    pub bias: Option<&'s [f32]>,
+    /// As many as there are channels, for what lies outside.
+    pub zeros: &'s [f32],
+    /// How many features there are.
+    pub features: usize,
+}
+
+/// One of `parts` of the result of a kernel slid over images, `out` pointing at the first feature of the first pixel. For
+/// kernels that [`takes`] says yes to.
+///
+/// # Safety
+/// `out` is valid for all pixels and features, and nobody else touches this part's meanwhile.
+pub unsafe fn slide(isa: Isa, slid: Slid, parts: Parts, index: usize, scratch: &mut [f32], out: *mut f32) {
+    let (channels, features) = (slid.zeros.len(), slid.features);
+    assert!(channels.is_multiple_of(FEATURES) && features.is_multiple_of(FEATURES) && features == parts.features);
+    assert!(
+        parts.tiles == tiles(slid.grid)
+            && index < parts.count()
+            && scratch.len() >= scratch_floats(slid.grid, slid.features)
+    );
+    assert!(slid.x.len() == slid.grid.rows() * channels && slid.bias.is_none_or(|bias| bias.len() == features));
+    assert!(slid.dtype.row_bytes(features * TAPS * channels) == Some(slid.w.len()));
+    let Some(float) = Float::of(slid.dtype) else { return };
+    let (tiles, features) = parts.part(index);
+    dispatch(isa, Part { slid, float, tiles, features, scratch: scratch.as_mut_ptr(), out });
+}
+
+struct Part<'s> {
+    slid: Slid<'s>,
+    float: Float,
+    tiles: Range<usize>,
+    features: Range<usize>,
+    scratch: *mut f32,
+    out: *mut f32,
+}
+
+impl Kernel for Part<'_> {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        // SAFETY: the part is as `slide` checked it; the caller vouches for the instruction set.
+        unsafe {
+            match self.float {
+                Float::F32 => run::<V, F32>(&self),
+                Float::F16 => run::<V, F16>(&self),
+                Float::Bf16 => run::<V, Bf16>(&self),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`slide`].
+#[inline(always)]
+unsafe fn run<V: Lanes, E: Element>(part: &Part) {
+    let (tiles, channels) = (part.tiles.len(), part.slid.zeros.len());
+    let panels = part.features.len() / (2 * V::N);
+    let tile_stride = tiles * CHANNELS + APART;
+    let sum_stride = tiles * 2 * V::N + APART;
+    // SAFETY: the scratch has room for all of them: panels are at most `FEATURES` wide.
+    unsafe {
+        let of_tiles = part.scratch;
+        let of_kernel = of_tiles.add(POINTS * tile_stride);
+        let taps = of_kernel.add(POINTS * kernel_stride::<V>());
+        let sums = taps.add(TAPS * tap_stride::<V>() + 8 * CHANNELS);
+        let mut channel = 0;
+        while channel < channels {
+            let some = channel..channels.min(channel + CHANNELS);
+            tile_points::<V>(part, some.clone(), of_tiles, tile_stride);
+            for panel in 0..panels {
+                let first = part.features.start + panel * 2 * V::N;
+                kernel_points::<V, E>(part, first, some.clone(), taps, of_kernel);
+                for point in 0..POINTS {
+                    let product = Product {
+                        x: of_tiles.add(point * tile_stride),
+                        w: of_kernel.add(point * kernel_stride::<V>()),
+                        channels: some.len(),
+                        sums: sums.add((panel * POINTS + point) * sum_stride),
+                        first: channel == 0,
+                    };
+                    products::<V>(&product, tiles);
+                }
+            }
+            channel = some.end;
+        }
+        for panel in 0..panels {
+            results::<V>(part, panel, sums.add(panel * POINTS * sum_stride), sum_stride);
+        }
+    }
+}
+
+/// Floats from one point of a panel's kernels to the next.
+const fn kernel_stride<V: Lanes>() -> usize {
+    CHANNELS * 2 * V::N + APART
+}
+
+/// Floats from one tap of half a panel's kernels to the next.
+const fn tap_stride<V: Lanes>() -> usize {
+    CHANNELS * V::N + APART
+}
+
+/// The places of a tile's top left pixel: its image, line and column.
+#[inline(always)]
+fn place(grid: Grid, tile: usize) -> (usize, usize, usize) {
+    let (high, wide) = (grid.height.div_ceil(2) as usize, grid.width.div_ceil(2) as usize);
+    let at = tile % (high * wide);
+    (tile / (high * wide), at / wide * 2, at % wide * 2)
+}
+
+/// The points of all tiles for some channels: `[point][tile][CHANNELS]`, points `stride` floats apart.
+///
+/// # Safety
+/// `to` is valid for all of them; the channels are a multiple of the vector's size.
+#[inline(always)]
+unsafe fn tile_points<V: Lanes>(part: &Part, channels: Range<usize>, to: *mut f32, stride: usize) {
+    let (grid, all) = (part.slid.grid, part.slid.zeros.len());
+    let (height, width) = (grid.height as usize, grid.width as usize);
+    for (t, tile) in part.tiles.clone().enumerate() {
+        let (image, top, left) = place(grid, tile);
+        let mut from = [part.slid.zeros.as_ptr(); POINTS];
+        for y in 0..4 {
+            for x in 0..4 {
+                // A pixel above or left of the tile.
+                let (line, column) = (top + y, left + x);
+                if line >= 1 && line <= height && column >= 1 && column <= width {
+                    let pixel = image * height * width + (line - 1) * width + column - 1;
+                    // SAFETY: a pixel of the images.
+                    from[y * 4 + x] = unsafe { part.slid.x.as_ptr().add(pixel * all) };
+                }
+            }
+        }
+        let mut c = 0;
+        while c < channels.len() {
+            // SAFETY: so many channels are left, in the source and in the room of this tile.
+            unsafe {
+                let mut lines = [V::splat(0.0); POINTS];
+                for x in 0..4 {
+                    let mut column = [V::splat(0.0); 4];
+                    for y in 0..4 {
+                        column[y] = V::load(from[y * 4 + x].add(channels.start + c));
+                    }
+                    let column = brought(column);
+                    for y in 0..4 {
+                        lines[y * 4 + x] = column[y];
+                    }
+                }
+                for y in 0..4 {
+                    let line = brought([lines[y * 4], lines[y * 4 + 1], lines[y * 4 + 2], lines[y * 4 + 3]]);
+                    for x in 0..4 {
+                        line[x].store(to.add((y * 4 + x) * stride + t * CHANNELS + c));
+                    }
+                }
+            }
+            c += V::N;
+        }
+    }
+}
+
+/// Four pixels side by side, brought to points.
+///
+/// # Safety
+/// The processor has the instruction set of `V`.
+#[inline(always)]
+unsafe fn brought<V: Lanes>([a, b, c, d]: [V; 4]) -> [V; 4] {
+    // SAFETY: the caller's contract.
+    unsafe { [a.sub(c), b.add(c), c.sub(b), b.sub(d)] }
+}
+
+/// The points of the kernels of `2 * V::N` features for some channels: `[point][channel][2 * V::N]`, points
+/// [`kernel_stride`] apart.
+///
+/// # Safety
+/// `to` is valid for all of them, `taps` for `TAPS` times [`tap_stride`] and `8 * CHANNELS` floats; the features and channels are the
+/// part's, the channels a multiple of 8.
+#[inline(always)]
+unsafe fn kernel_points<V: Lanes, E: Element>(
+    part: &Part,
+    first: usize,
+    channels: Range<usize>,
+    taps: *mut f32,
+    to: *mut f32,
+) {
+    let all = part.slid.zeros.len();
+    let row_bytes = TAPS * all * E::BYTES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let rows = taps.add(TAPS * tap_stride::<V>());
+        for half in 0..2 {
+            for tap in 0..TAPS {
+                // Eight features side by side, channel by channel.
+                for eight in 0..V::N / 8 {
+                    for f in 0..8 {
+                        let feature = first + half * V::N + eight * 8 + f;
+                        let from = (tap * all + channels.start) * E::BYTES;
+                        let from = part.slid.w.as_ptr().add(feature * row_bytes + from);
+                        let mut c = 0;
+                        while c < channels.len() {
+                            E::load::<V>(from.add(c * E::BYTES)).store(rows.add(f * CHANNELS + c));
+                            c += V::N;
+                        }
+                    }
+                    let turned = taps.add(tap * tap_stride::<V>() + eight * 8);
+                    for c in (0..channels.len()).step_by(8) {
+                        V::transpose8(rows.add(c), CHANNELS, turned.add(c * V::N), V::N);
+                    }
+                }
+            }
+            for c in 0..channels.len() {
+                let mut lines = [V::splat(0.0); 12];
+                for x in 0..3 {
+                    let mut column = [V::splat(0.0); 3];
+                    for y in 0..3 {
+                        column[y] = V::load(taps.add((y * 3 + x) * tap_stride::<V>() + c * V::N));
+                    }
+                    let column = spread(column);
+                    for y in 0..4 {
+                        lines[y * 3 + x] = column[y];
+                    }
+                }
+                for y in 0..4 {
+                    let line = spread([lines[y * 3], lines[y * 3 + 1], lines[y * 3 + 2]]);
+                    for x in 0..4 {
+                        line[x].store(to.add((y * 4 + x) * kernel_stride::<V>() + (2 * c + half) * V::N));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Three taps side by side, brought to points.
+///
+/// # Safety
+/// The processor has the instruction set of `V`.
+#[inline(always)]
+unsafe fn spread<V: Lanes>([a, b, c]: [V; 3]) -> [V; 4] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let half = V::splat(0.5);
+        let outer = a.add(c);
+        [a, outer.add(b).mul(half), outer.sub(b).mul(half), c]
+    }
+}
+
+/// The product of one point's tiles and kernels.
+struct Product {
+    /// `[tile][CHANNELS]`.
+    x: *const f32,
+    /// `[channel][2 * V::N]`.
+    w: *const f32,
+    channels: usize,
+    /// `[tile][2 * V::N]`.
+    sums: *mut f32,
+    /// Nothing was summed yet.
+    first: bool,
+}
+
+/// # Safety
+/// The product's operands are valid for `tiles` tiles and its channels.
+#[inline(always)]
+unsafe fn products<V: Lanes>(product: &Product, tiles: usize) {
+    let mut t = 0;
+    while t < tiles {
+        let left = tiles - t;
+        // SAFETY: so many tiles are left.
+        unsafe {
+            t += match left {
+                _ if V::WIDE && left >= 12 => block::<V, 12>(product, t),
+                _ if left >= 6 => block::<V, 6>(product, t),
+                5 => block::<V, 5>(product, t),
+                4 => block::<V, 4>(product, t),
+                3 => block::<V, 3>(product, t),
+                2 => block::<V, 2>(product, t),
+                _ => block::<V, 1>(product, t),
+            };
+        }
+    }
+}
+
+/// `T` tiles from `tile` on; returns `T`.
+///
+/// # Safety
+/// As for [`products`].
+#[inline(always)]
+unsafe fn block<V: Lanes, const T: usize>(product: &Product, tile: usize) -> usize {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let x = product.x.add(tile * CHANNELS);
+        let mut sums = [[V::splat(0.0); 2]; T];
+        for c in 0..product.channels {
+            let w = [V::load(product.w.add(c * 2 * V::N)), V::load(product.w.add(c * 2 * V::N + V::N))];
+            for t in 0..T {
+                let x = V::splat(x.add(t * CHANNELS + c).read());
+                sums[t] = [w[0].fma(x, sums[t][0]), w[1].fma(x, sums[t][1])];
+            }
+        }
+        for t in 0..T {
+            for half in 0..2 {
+                let kept = product.sums.add((tile + t) * 2 * V::N + half * V::N);
+                let sum = if product.first { sums[t][half] } else { V::load(kept).add(sums[t][half]) };
+                sum.store(kept);
+            }
+        }
+    }
+    T
+}
+
+/// The pixels of all tiles for the features of a panel, from the sums of their points, which are `stride` floats apart.
+///
+/// # Safety
+/// The sums are complete, and `part.out` is as [`slide`] wants it.
+#[inline(always)]
+unsafe fn results<V: Lanes>(part: &Part, panel: usize, sums: *const f32, stride: usize) {
+    let grid = part.slid.grid;
+    let (height, width) = (grid.height as usize, grid.width as usize);
+    for half in 0..2 {
+        let feature = part.features.start + panel * 2 * V::N + half * V::N;
+        // SAFETY: the features are the part's.
+        unsafe {
+            let bias = match part.slid.bias {
+                Some(bias) => V::load(bias.as_ptr().add(feature)),
+                None => V::splat(0.0),
+            };
+            for (t, tile) in part.tiles.clone().enumerate() {
+                let (image, top, left) = place(grid, tile);
+                let mut lines = [V::splat(0.0); 8];
+                for x in 0..4 {
+                    let mut column = [V::splat(0.0); 4];
+                    for y in 0..4 {
+                        column[y] = V::load(sums.add((y * 4 + x) * stride + (2 * t + half) * V::N));
+                    }
+                    let column = gathered(column);
+                    for y in 0..2 {
+                        lines[y * 4 + x] = column[y];
+                    }
+                }
+                for y in 0..2.min(height - top) {
+                    let line = gathered([lines[y * 4], lines[y * 4 + 1], lines[y * 4 + 2], lines[y * 4 + 3]]);
+                    for x in 0..2.min(width - left) {
+                        let pixel = image * height * width + (top + y) * width + left + x;
+                        line[x].add(bias).store(part.out.add(pixel * part.slid.features + feature));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Four points, brought back to two pixels side by side.
+///
+/// # Safety
+/// The processor has the instruction set of `V`.
+#[inline(always)]
+unsafe fn gathered<V: Lanes>([a, b, c, d]: [V; 4]) -> [V; 2] {
+    // SAFETY: the caller's contract.
+    unsafe { [a.add(b).add(c), b.sub(c).sub(d)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::simd::float::testing::{Random, assert_same_bits};
+
+    fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
+        let bytes = |&value: &f32| match dtype {
+            DType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+            DType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+            _ => value.to_le_bytes().to_vec(),
+        };
+        values.iter().flat_map(bytes).collect()
+    }
+
+    fn around(grid: Grid) -> Slide {
+        Slide { grid, size: 3, stride: 1, before: 1, after: 1 }
+    }
+
+    /// All parts of a result, divided into at least `wanted`.
+    fn whole(isa: Isa, slid: Slid, wanted: usize) -> Vec<f32> {
+        let parts = Parts::new(slid.grid, slid.features, wanted);
+        let mut out = vec![f32::NAN; slid.grid.rows() * slid.features];
+        for index in 0..parts.count() {
+            // What another part left behind changes nothing.
+            let mut scratch = vec![f32::NAN; scratch_floats(slid.grid, slid.features)];
+            // SAFETY: the vector has room for all pixels and features.
+            unsafe { slide(isa, slid, parts, index, &mut scratch, out.as_mut_ptr()) };
+        }
+        out
+    }
+
+    #[test]
+    fn matches_the_definition() {
+        let mut random = Random::new(31);
+        let grids = [(1, 1, 1), (1, 2, 2), (2, 5, 7), (1, 8, 8), (3, 4, 6), (1, 20, 31)];
+        for isa in Isa::available() {
+            for (images, height, width) in grids {
+                for (channels, features, dtype) in
+                    [(32, 32, DType::F32), (96, 64, DType::F16), (64, 96, DType::BF16), (160, 32, DType::F32)]
+                {
+                    let grid = Grid { images, height, width };
+                    assert!(takes(&around(grid), channels, features));
+                    let exact: Vec<f32> =
+                        random
+                            .floats(features * TAPS * channels, 1.0)
+                            .iter()
+                            .map(|&w| {
+                                if dtype == DType::F16 { f16::from_f32(w).to_f32() } else { bf16::from_f32(w).to_f32() }
+                            })
+                            .collect();
+                    let (w, x) = (encode(dtype, &exact), random.floats(grid.rows() * channels, 1.0));
+                    let (zeros, bias) = (vec![0.0; channels], random.floats(features, 1.0));
+                    let slid = Slid { x: &x, grid, w: &w, dtype, bias: Some(&bias), zeros: &zeros, features };
+                    let got = whole(isa, slid, 1);
+                    for wanted in [2, 7, 100] {
+                        assert_same_bits(&whole(isa, slid, wanted), &got, "in parts");
+                    }
+                    let (height, width) = (height as usize, width as usize);
+                    for (row, got) in got.chunks(features).enumerate() {
+                        let (image, y, x_at) = (row / (height * width), row / width % height, row % width);
+                        // A few of the features, for time.
+                        for feature in (row % 5..features).step_by(5) {
+                            let (mut want, mut total) = (f64::from(bias[feature]), 0.0);
+                            for tap in 0..TAPS {
+                                let (line, column) = (y + tap / 3, x_at + tap % 3);
+                                if line < 1 || column < 1 || line > height || column > width {
+                                    continue;
+                                }
+                                let pixel = image * height * width + (line - 1) * width + column - 1;
+                                let w = &exact[(feature * TAPS + tap) * channels..][..channels];
+                                for (w, x) in w.iter().zip(&x[pixel * channels..]) {
+                                    want += f64::from(*w) * f64::from(*x);
+                                    total += (f64::from(*w) * f64::from(*x)).abs();
+                                }
+                            }
+                            let error = (f64::from(got[feature]) - want).abs();
+                            assert!(
+                                error <= 1e-6 * (total + 1.0),
+                                "{isa:?} {grid:?} {channels} {features}: {error:e} of {total}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_and_feature_is_in_one_part() {
+        for (images, height, width) in [(1, 1, 1), (2, 8, 8), (1, 64, 64), (1, 45, 77), (4, 3, 200), (1, 512, 512)] {
+            let grid = Grid { images, height, width };
+            for features in [32, 64, 320, 1280] {
+                for wanted in [1, 8, 64, 1000] {
+                    let parts = Parts::new(grid, features, wanted);
+                    let mut seen = 0;
+                    for index in 0..parts.count() {
+                        let (tiles, features) = parts.part(index);
+                        assert!(!tiles.is_empty() && tiles.len() <= TILES && features.start.is_multiple_of(FEATURES));
+                        assert!(!features.is_empty() && tiles.len() * features.len() <= SUMS);
+                        seen += tiles.len() * features.len();
+                    }
+                    assert_eq!(seen, parts.tiles * features, "{grid:?} {features} {wanted}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_kernels_are_not_taken() {
+        let grid = Grid { images: 1, height: 8, width: 8 };
+        let slide = around(grid);
+        for other in [Slide { size: 1, ..slide }, Slide { stride: 2, ..slide }, Slide { before: 0, ..slide }] {
+            assert!(!takes(&other, 64, 64));
+        }
+        assert!(!takes(&slide, 4, 320) && !takes(&slide, 320, 4) && !takes(&slide, 48, 64));
+    }
+}
