@@ -97,8 +97,8 @@ fn images_agree_with_diffusers() {
     }
 }
 
-/// The middle colour of what differs from the picture's ground, and how much of the box around it that covers.
-fn seen(picture: &Picture) -> ([f32; 3], f32) {
+/// The middle colour of what differs from the picture's ground, how much of the box around it that covers, and how much wider than high the box is.
+fn seen(picture: &Picture) -> ([f32; 3], f32, f32) {
     let width = picture.width();
     let pixels = || picture.rgb().chunks_exact(3).map(|rgb| [0, 1, 2].map(|channel| f32::from(rgb[channel])));
     let ground = pixels().nth(width + 1).expect("has pixels");
@@ -113,7 +113,8 @@ fn seen(picture: &Picture) -> ([f32; 3], f32) {
         let places = || shape.iter().map(|&(at, _)| of(at));
         places().max().unwrap_or(0) - places().min().unwrap_or(0) + 1
     };
-    (colour, shape.len() as f32 / (span(&|at| at % width) * span(&|at| at / width)) as f32)
+    let (wide, high) = (span(&|at| at % width) as f32, span(&|at| at / width) as f32);
+    (colour, shape.len() as f32 / (wide * high), wide / high)
 }
 
 #[test]
@@ -121,20 +122,23 @@ fn the_model_draws_what_it_is_asked_for() {
     let engine = Engine::auto().expect("cpu");
     let model = load(&engine, &options(128, 128));
     let mut session = model.session();
-    // A disc fills pi / 4 of the box around it. Corners are no strength of the model.
+    // A disc fills pi / 4 of the box around it, a square all, a cross five ninths, the others less.
     for (prompt, main, fills) in [
-        ("a red circle", 0, 0.68..0.88),
-        ("a green circle", 1, 0.68..0.88),
-        ("a blue circle", 2, 0.68..0.88),
-        ("a blue square", 2, 0.0..1.1),
+        ("a red circle", 0, 0.66..0.83),
+        ("a green circle", 1, 0.66..0.83),
+        ("a blue square", 2, 0.86..1.01),
+        ("a red square", 0, 0.86..1.01),
     ] {
         for seed in [1, 2] {
             let request = ImageRequest { seeds: vec![seed], ..request(prompt, (128, 128), 20) };
             let drawn = draw(&mut session, request).expect("draws");
-            let (colour, filled) = seen(&drawn.pictures[0]);
+            let (colour, filled, aspect) = seen(&drawn.pictures[0]);
             let others = (0..3).filter(|&other| other != main);
             let strongest = others.map(|other| colour[main] - colour[other]).fold(f32::INFINITY, f32::min);
-            assert!(strongest > 40.0 && fills.contains(&filled), "{prompt}, seed {seed}: {colour:?}, {filled}");
+            assert!(
+                strongest > 60.0 && fills.contains(&filled) && (0.85..1.18).contains(&aspect),
+                "{prompt}, seed {seed}: {colour:?}, {filled} of a box of {aspect}"
+            );
         }
     }
 }
