@@ -124,6 +124,26 @@ impl Plan {
         self.whole
     }
 
+    /// Floating-point operations of a step with all its rows, by the definitions: a multiplication and an addition for each
+    /// pair. Counted are products with weights, kernels that are slid, and attention without a cache; not what depends on a
+    /// cache ([`Op::Attention`]), nor what is done to each element alone.
+    pub fn operations(&self) -> u64 {
+        let rows = |val: Val| self.shape.capacity(self.value(val).rows) as u64;
+        let pairs = |step: &Step| match (&step.op, step.out) {
+            (Op::MatMul { w, .. } | Op::Conv2d { w, .. }, Some(out)) => {
+                rows(out) * self.weight(*w).spec.shape.elements().unwrap_or(0) as u64
+            }
+            (Op::Attend { q, queries, keys, beside, .. }, _) => {
+                let seen = (keys + beside.map_or(0, |more| more.keys)) as u64;
+                let sequences = rows(*q) / (*queries).max(1) as u64;
+                // Scores, and what is taken by them.
+                2 * sequences * *queries as u64 * seen * self.value(*q).cols as u64
+            }
+            _ => 0,
+        };
+        2 * self.steps.iter().map(pairs).sum::<u64>()
+    }
+
     /// What comes with a step beside tokens.
     pub fn inputs(&self) -> &[(InputId, Val)] {
         &self.inputs

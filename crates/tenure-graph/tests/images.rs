@@ -1,7 +1,7 @@
 //! What operations of image models take, and what they refuse.
 
 use tenure_graph::{
-    Beside, Buckets, Graph, Grid, InputId, OutputId, Plan, PlanError, RelativeBias, Rows, StepShape, Val, centre,
+    Beside, Buckets, Graph, Grid, InputId, OutputId, Plan, PlanError, RelativeBias, Rows, Slide, StepShape, Val, centre,
 };
 use tenure_tensor::{DType, Shape, TensorSpec};
 
@@ -40,6 +40,27 @@ fn by(g: &Graph<'_>) -> Val {
 
 fn bias(g: &Graph<'_>, max_distance: usize) -> Option<RelativeBias> {
     Some(RelativeBias { table: g.vectors("bias", 32, 2), buckets: Buckets { count: 32, max_distance } })
+}
+
+#[test]
+fn operations_are_counted_by_their_definitions() {
+    // Two sequences of 15 pixels see themselves and 7 tokens each: scores and sums of 8 columns.
+    let attention = record(|g| {
+        let (x, y) = (pixels(g), prompts(g));
+        g.attend_with(x, x, x, Some(Beside { k: y, v: y, keys: 7 }), 2, 0.5, PIXELS, PIXELS, false, None)
+    });
+    assert_eq!(attention.expect("sound").operations(), 2 * 2 * (2 * 15 * 22 * 8));
+    let file = vec![
+        TensorSpec { name: "kernel".into(), dtype: DType::F16, shape: Shape::from([6, COLS, 3, 3]) },
+        TensorSpec { name: "matrix".into(), dtype: DType::F16, shape: Shape::from([5, 6]) },
+    ];
+    let g = Graph::new(&file, StepShape { rows: 12, outs: 0, context: 6 });
+    // Every second pixel of 3 x 5, with zeros around: 2 x 3 of each of two images.
+    let slide = Slide { grid: GRID, size: 3, stride: 2, before: 1, after: 1 };
+    let x = g.conv2d(pixels(&g), g.kernel("kernel", 6, COLS, 3), None, slide);
+    let out = g.matmul(x, g.matrix("matrix", 5, 6), None);
+    let plan = g.finish(&[(OutputId::Sample, out)]).expect("sound");
+    assert_eq!(plan.operations(), 2 * 12 * (6 * 9 * 8) + 2 * 12 * (5 * 6));
 }
 
 #[test]

@@ -115,7 +115,7 @@ mod weights;
 /// What the CPU backend has beside the backend itself.
 pub mod cpu {
     pub use tenure_cpu::simd::Isa;
-    pub use tenure_cpu::simd::bounds::{int8_peak, read_bandwidth};
+    pub use tenure_cpu::simd::bounds::{f32_peak, int8_peak, read_bandwidth};
 }
 
 /// What the Vulkan backend has beside the backend itself.

@@ -1,4 +1,4 @@
-//! What this machine can do at most: read bandwidth, and 8-bit multiply-adds.
+//! What this machine can do at most: read bandwidth, 8-bit and 32-bit multiply-adds.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -31,10 +31,19 @@ pub fn read_bandwidth(threads: usize, rounds: usize) -> f64 {
 /// 8-bit operations (a multiply and an add are two) per second of `threads` threads together. The yardstick for
 /// quantised products whatever their precision: the kernels here multiply in 16 bits, and can reach half of it.
 pub fn int8_peak(isa: Isa, threads: usize, rounds: usize) -> f64 {
-    const TURNS: usize = 2_000_000;
+    peak(threads, rounds, || multiply_adds(isa, 2_000_000))
+}
+
+/// 32-bit floating-point operations (a multiply and an add are two) per second of `threads` threads together.
+pub fn f32_peak(isa: Isa, threads: usize, rounds: usize) -> f64 {
+    peak(threads, rounds, || fused_multiply_adds(isa, 2_000_000))
+}
+
+/// What `threads` threads that do `work` at the same time have done per second.
+fn peak(threads: usize, rounds: usize, work: impl Fn() -> f64 + Sync) -> f64 {
     best(rounds, || {
         let counts: Vec<f64> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(move || multiply_adds(isa, TURNS))).collect();
+            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(&work)).collect();
             workers.into_iter().map(|worker| worker.join().unwrap_or(0.0)).collect()
         });
         counts.iter().sum()
@@ -149,4 +158,120 @@ unsafe fn multiply_adds_avx2(turns: usize) -> f64 {
         }
     }
     (turns * 4 * 32 * 2) as f64
+}
+
+/// Runs `turns` turns of independent fused multiply-adds of floats; returns the operations done.
+fn fused_multiply_adds(isa: Isa, turns: usize) -> f64 {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: just detected; AVX-512 VNNI has AVX-512 F.
+        Isa::Avx512Vnni if isa.is_available() => unsafe { fused_multiply_adds_avx512(turns) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above; AVX2 is only taken together with FMA.
+        Isa::Avx2 if isa.is_available() => unsafe { fused_multiply_adds_avx2(turns) },
+        Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => {
+            let mut sums = [0f32; 64];
+            let (a, b) = (black_box([3f32; 64]), black_box([5f32; 64]));
+            for _ in 0..turns / 16 {
+                let (a, b) = (black_box(&a), black_box(&b));
+                for i in 0..64 {
+                    sums[i] += a[i] * b[i];
+                }
+            }
+            black_box(sums);
+            (turns / 16 * 64 * 2) as f64
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn fused_multiply_adds_avx512(turns: usize) -> f64 {
+    // SAFETY: registers only, all declared. Zeros, for denormal numbers may be slow.
+    unsafe {
+        std::arch::asm!(
+            "vxorps ymm0, ymm0, ymm0",
+            "vxorps ymm1, ymm1, ymm1",
+            "vxorps ymm2, ymm2, ymm2",
+            "vxorps ymm3, ymm3, ymm3",
+            "vxorps ymm4, ymm4, ymm4",
+            "vxorps ymm5, ymm5, ymm5",
+            "vxorps ymm6, ymm6, ymm6",
+            "vxorps ymm7, ymm7, ymm7",
+            "vxorps ymm8, ymm8, ymm8",
+            "vxorps ymm9, ymm9, ymm9",
+            "vxorps ymm10, ymm10, ymm10",
+            "vxorps ymm11, ymm11, ymm11",
+            "vxorps ymm14, ymm14, ymm14",
+            "vxorps ymm15, ymm15, ymm15",
+            "2:",
+            "vfmadd231ps zmm0, zmm14, zmm15",
+            "vfmadd231ps zmm1, zmm14, zmm15",
+            "vfmadd231ps zmm2, zmm14, zmm15",
+            "vfmadd231ps zmm3, zmm14, zmm15",
+            "vfmadd231ps zmm4, zmm14, zmm15",
+            "vfmadd231ps zmm5, zmm14, zmm15",
+            "vfmadd231ps zmm6, zmm14, zmm15",
+            "vfmadd231ps zmm7, zmm14, zmm15",
+            "vfmadd231ps zmm8, zmm14, zmm15",
+            "vfmadd231ps zmm9, zmm14, zmm15",
+            "vfmadd231ps zmm10, zmm14, zmm15",
+            "vfmadd231ps zmm11, zmm14, zmm15",
+            "dec {turns}",
+            "jnz 2b",
+            turns = inout(reg) turns.max(1) => _,
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm14") _, out("zmm15") _,
+            options(nomem, nostack),
+        );
+    }
+    (turns.max(1) * 12 * 16 * 2) as f64
+}
+
+/// # Safety
+/// The processor has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn fused_multiply_adds_avx2(turns: usize) -> f64 {
+    // SAFETY: registers only, all declared. Zeros, for denormal numbers may be slow.
+    unsafe {
+        std::arch::asm!(
+            "vxorps ymm0, ymm0, ymm0",
+            "vxorps ymm1, ymm1, ymm1",
+            "vxorps ymm2, ymm2, ymm2",
+            "vxorps ymm3, ymm3, ymm3",
+            "vxorps ymm4, ymm4, ymm4",
+            "vxorps ymm5, ymm5, ymm5",
+            "vxorps ymm6, ymm6, ymm6",
+            "vxorps ymm7, ymm7, ymm7",
+            "vxorps ymm8, ymm8, ymm8",
+            "vxorps ymm9, ymm9, ymm9",
+            "vxorps ymm10, ymm10, ymm10",
+            "vxorps ymm11, ymm11, ymm11",
+            "vxorps ymm14, ymm14, ymm14",
+            "vxorps ymm15, ymm15, ymm15",
+            "2:",
+            "vfmadd231ps ymm0, ymm14, ymm15",
+            "vfmadd231ps ymm1, ymm14, ymm15",
+            "vfmadd231ps ymm2, ymm14, ymm15",
+            "vfmadd231ps ymm3, ymm14, ymm15",
+            "vfmadd231ps ymm4, ymm14, ymm15",
+            "vfmadd231ps ymm5, ymm14, ymm15",
+            "vfmadd231ps ymm6, ymm14, ymm15",
+            "vfmadd231ps ymm7, ymm14, ymm15",
+            "vfmadd231ps ymm8, ymm14, ymm15",
+            "vfmadd231ps ymm9, ymm14, ymm15",
+            "vfmadd231ps ymm10, ymm14, ymm15",
+            "vfmadd231ps ymm11, ymm14, ymm15",
+            "dec {turns}",
+            "jnz 2b",
+            turns = inout(reg) turns.max(1) => _,
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+            out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _, out("ymm14") _, out("ymm15") _,
+            options(nomem, nostack),
+        );
+    }
+    (turns.max(1) * 12 * 8 * 2) as f64
 }

@@ -1,57 +1,19 @@
-//! Measures prefill and decode, and the machine's own bounds beside them.
+//! Prefill and decode of language models.
 //!
 //! As llama-bench defines them: prefill is `-p` tokens into an empty cache, decode `-n` single tokens after `-d`
 //! cached ones; a row of the vocabulary's tokens, nothing sampled.
 
 use std::io::Write;
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use clap::Parser;
 use serde_json::{Value, json};
 use tenure::{ByteSize, Cancel, Deadline, Engine, ModelHandle, Stop, Text, TextOptions, TextSession, Wanted};
-use tenure_examples::cli::{ModelArgs, Refusal, memory, note, parsed, run};
+use tenure_examples::cli::{ModelArgs, Refusal, memory, note};
+
+use crate::{Arguments, PATIENCE, summary};
 
 /// Measures a language model's speed.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Prompt tokens.
-    #[arg(short = 'p', long, default_value_t = 512)]
-    prompt: usize,
-    /// Tokens to decode.
-    #[arg(short = 'n', long, default_value_t = 128)]
-    decode: usize,
-    /// Repetitions.
-    #[arg(short = 'r', long, default_value_t = 5)]
-    repetitions: usize,
-    /// Sequences decoded together.
-    #[arg(long, default_value_t = 1)]
-    sequences: usize,
-    /// Tokens cached before the measured ones.
-    #[arg(short = 'd', long, default_value_t = 0)]
-    depth: usize,
-    /// Show what a step on a GPU is made of, on stderr, before anything is measured.
-    #[arg(long)]
-    explain: bool,
-    /// One JSON object on stdout.
-    #[arg(long)]
-    json: bool,
-}
-
-fn main() -> ExitCode {
-    parsed(|arguments: Arguments| run(arguments.json, || bench(&arguments).map(Some)))
-}
-
-/// Longer than any measurement that makes sense.
-const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
-
-fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
-    if arguments.repetitions == 0 || arguments.sequences == 0 {
-        return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
-    }
+pub(crate) fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     let mut model_arguments = arguments.model.clone();
     let (depth, more) = (arguments.depth, arguments.prompt.max(arguments.decode).max(1));
     let room = depth
@@ -89,10 +51,10 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
         bounds = bounds.zip(threads).map(|(bounds, threads)| bounds.max(tenure_examples::bounds::measure(threads)));
     }
     let operations = 2.0 * model.config().parameters_per_token() as f64;
-    let prefill = summary(&prefill, bounds.map(|bounds| operations / bounds.int8_ops_per_s));
+    let prefill = summary(&prefill, bounds.map(|bounds| move |speed| speed * operations / bounds.int8_ops_per_s));
     // One pass over the weights makes a token for every sequence.
     let per_token = weights / arguments.sequences as f64;
-    let decode = summary(&decode, bounds.map(|bounds| per_token / bounds.read_bytes_per_s));
+    let decode = summary(&decode, bounds.map(|bounds| move |speed| speed * per_token / bounds.read_bytes_per_s));
     if !arguments.json {
         let mut out = std::io::stdout().lock();
         for (name, speed) in [("prefill", &prefill), ("decode", &decode)] {
@@ -205,14 +167,4 @@ fn decode_once(
 /// Bytes of weights that one pass reads, as the file has them: everything but rows that are only looked up.
 fn bytes_per_token(model: &ModelHandle<Text>) -> f64 {
     model.weight_bytes_per_step().get() as f64
-}
-
-fn summary(speeds: &[f64], per_token_of_bound: Option<f64>) -> Value {
-    let mut sorted = speeds.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let Some((&min, &max)) = sorted.first().zip(sorted.last()) else { return Value::Null };
-    let middle = sorted.len() / 2;
-    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-    let fraction = per_token_of_bound.map(|per_token| median * per_token);
-    json!({"median": median, "min": min, "max": max, "bound_fraction": fraction})
 }

@@ -1,0 +1,79 @@
+//! Measures a model's speed, and the machine's own bounds beside it.
+
+mod image;
+mod text;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::{Value, json};
+use tenure::{Cancel, Image};
+use tenure_examples::cli::{ModelArgs, Refusal, parsed, run};
+use tenure_examples::image::ImageParts;
+
+/// Measures a model's speed: prefill and decode of a language model, the phases of an image model.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompt tokens.
+    #[arg(short = 'p', long, default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to decode.
+    #[arg(short = 'n', long, default_value_t = 128)]
+    decode: usize,
+    /// Repetitions.
+    #[arg(short = 'r', long, default_value_t = 5)]
+    repetitions: usize,
+    /// Sequences decoded together.
+    #[arg(long, default_value_t = 1)]
+    sequences: usize,
+    /// Tokens cached before the measured ones.
+    #[arg(short = 'd', long, default_value_t = 0)]
+    depth: usize,
+    /// Show what a step on a GPU is made of, on stderr, before anything is measured.
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    image: ImageParts,
+    /// Steps of an image.
+    #[arg(long, default_value_t = 2)]
+    steps: usize,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Longer than any measurement that makes sense.
+const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
+
+fn main() -> ExitCode {
+    parsed(|arguments: Arguments| run(arguments.json, || bench(&arguments).map(Some)))
+}
+
+fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
+    if arguments.repetitions == 0 || arguments.sequences == 0 {
+        return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
+    }
+    // What is no image model may be a text model.
+    if arguments.model.model.is_some() {
+        match Image::open(&arguments.image.paths(arguments.model.path(&Cancel::new())?)) {
+            Ok(model) => return image::bench(arguments, &model),
+            Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    text::bench(arguments)
+}
+
+/// The middle, the least and the most of what was measured, and which part of a bound the middle is.
+fn summary(measured: &[f64], fraction: Option<impl Fn(f64) -> f64>) -> Value {
+    let mut sorted = measured.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some((&min, &max)) = sorted.first().zip(sorted.last()) else { return Value::Null };
+    let middle = sorted.len() / 2;
+    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    json!({"median": median, "min": min, "max": max, "bound_fraction": fraction.map(|of| of(median))})
+}
