@@ -264,7 +264,9 @@ impl Case {
                 both.flatten().collect()
             }
             InputId::Sample => numbers(&name).map(|x| x * self.factor.unwrap_or(1.0)).take(rows * cols).collect(),
-            InputId::Hidden | InputId::Guidance | InputId::Context | InputId::Pooled => numbers(&name).take(rows * cols).collect(),
+            InputId::Hidden | InputId::Guidance | InputId::Context | InputId::Pooled => {
+                numbers(&name).take(rows * cols).collect()
+            }
         }
     }
 }

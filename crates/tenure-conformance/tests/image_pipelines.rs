@@ -24,6 +24,7 @@ const LARGEST: (usize, usize) = (112, 112);
 fn pipelines_draw_what_diffusers_draws() {
     let fixtures = Fixtures::read();
     let engine = Engine::auto().expect("cpu");
+    let mut wrong = Vec::new();
     for name in fixtures.models.keys() {
         let (_folder, model) = fixtures.load(&engine, name, Residency::Keep);
         let runs: Vec<&Run> = fixtures.runs.iter().filter(|run| run.model == *name).collect();
@@ -32,15 +33,20 @@ fn pipelines_draw_what_diffusers_draws() {
             let drawn = run.draw(&mut model.session());
             let error = far(&drawn.latents, &fixtures.output(&format!("{}.latents", run.name)));
             println!("{:24} {error:.1e}", run.name);
-            assert!(error <= BOUND, "{}: {error:e}", run.name);
+            if error > BOUND || error.is_nan() {
+                wrong.push(format!("{}: {error:.1e}", run.name));
+            }
             if fixtures.outputs.find(&format!("{}.picture", run.name)).is_some() {
                 let want = fixtures.output(&format!("{}.picture", run.name));
                 let off = |(&got, want): (&u8, &f32)| (f32::from(got) - want).abs();
                 let most = drawn.pictures[0].rgb().iter().zip(&want).map(off).fold(0.0, f32::max);
-                assert!(most <= 1.0 && want.len() == drawn.pictures[0].rgb().len(), "{}: {most}", run.name);
+                if most > 1.0 || want.len() != drawn.pictures[0].rgb().len() {
+                    wrong.push(format!("{}: {most} of 255", run.name));
+                }
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 /// Two models at a time in one engine, drawing in turns: the same bits as before the other drew, whatever stays in memory.
@@ -211,10 +217,7 @@ impl Run {
             negative: self.negative.clone(),
             size: Some((self.width, self.height)),
             steps: Some(self.steps),
-            guidance: Some(Guidance {
-                skip_layers: self.skip.as_ref().map(skip),
-                ..Guidance::of(self.guidance)
-            }),
+            guidance: Some(Guidance { skip_layers: self.skip.as_ref().map(skip), ..Guidance::of(self.guidance) }),
             method: Some(self.method.as_ref().map_or(Method::Euler, |name| Method::named(name).expect("a sampler"))),
             spacing: Some(spacing).filter(|_| !flow),
             sigmas: Some(SigmaRule::named(&self.rule).expect("a rule")),
@@ -254,8 +257,7 @@ fn fixture(name: &str) -> PathBuf {
 fn safetensors(salt: &str, tensors: &BTreeMap<String, Vec<usize>>) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, dims) in tensors {
-        let spec =
-            TensorSpec { name: format!("{salt}/{name}"), dtype: DType::F32, shape: Shape::new(dims.clone()) };
+        let spec = TensorSpec { name: format!("{salt}/{name}"), dtype: DType::F32, shape: Shape::new(dims.clone()) };
         let begin = data.len();
         data.extend(weight(&spec));
         let entry = serde_json::json!({ "dtype": "F32", "shape": dims, "data_offsets": [begin, data.len()] });

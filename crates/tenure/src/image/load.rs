@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
 use tenure_graph::{Grid, KvType, Plan};
 use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction, ScheduleFacts};
-use tenure_sampling::diffusion::{self, BetaSchedule, FlowSchedule, FlowShift, NoiseSchedule, Preset, Process, Variant};
+use tenure_sampling::diffusion::{
+    self, BetaSchedule, FlowSchedule, FlowShift, NoiseSchedule, Preset, Process, Variant,
+};
 use tenure_tensor::ByteSize;
 
 use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
