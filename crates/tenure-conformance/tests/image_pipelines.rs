@@ -107,7 +107,7 @@ struct Run {
     height: usize,
     steps: usize,
     guidance: f32,
-    seed: u64,
+    seeds: Vec<u64>,
     /// Of flow models, the family's own.
     method: Option<String>,
     spacing: String,
@@ -221,7 +221,7 @@ impl Run {
             method: Some(self.method.as_ref().map_or(Method::Euler, |name| Method::named(name).expect("a sampler"))),
             spacing: Some(spacing).filter(|_| !flow),
             sigmas: Some(SigmaRule::named(&self.rule).expect("a rule")),
-            seeds: vec![self.seed],
+            seeds: self.seeds.clone(),
             init: self.strength.map(|strength| Init { picture: self.picture(), strength, mask: self.mask() }),
             ..ImageRequest::new(&self.prompt)
         }

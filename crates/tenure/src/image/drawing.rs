@@ -348,6 +348,10 @@ impl<'s> Drawing<'s> {
             told = vec![0.0; images * pixels * (1 + channels)];
             channels_last(&plane.repeat(images), images, 1, &mut told, 0);
             channels_last(&masked, images, channels, &mut told, 1);
+        } else if mask.is_some() && self.loaded.autoencoder != Part::Taesd {
+            // Nobody is told the masked image, and it is drawn all the same.
+            let mut unused = vec![0.0; self.latents.len()];
+            self.noise.fill(&mut unused)?;
         }
         if anew {
             self.latents.copy_from_slice(&noise);
