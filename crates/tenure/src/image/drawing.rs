@@ -7,8 +7,8 @@ use tenure_device::{Deadline, StepInputs, Stop};
 use tenure_graph::{Grid, InputId, OutputId};
 use tenure_models::image::Part;
 use tenure_sampling::diffusion::{
-    Advice, DiffusionSampler, Evaluation, FlowSchedule, FlowShift, Guidance, Noise, Passes, Process, ScheduleStep,
-    add_noise, keep_region,
+    Advice, DiffusionSampler, Evaluation, FinalSigma, FlowSchedule, FlowShift, Guidance, Method, Noise, Passes,
+    Process, ScheduleStep, add_noise, keep_region,
 };
 use tenure_tokenizer::Prompt;
 
@@ -151,6 +151,9 @@ impl<'s> Drawing<'s> {
 
         let method = request.method.unwrap_or(preset.method);
         let mut settings = preset.schedule_for(method);
+        if let (Method::Ddim { .. }, Some(to_one)) = (method, loaded.model.config().schedule.set_alpha_to_one) {
+            settings.final_sigma = if to_one { FinalSigma::Zero } else { FinalSigma::SigmaMin };
+        }
         settings.steps = request.steps.unwrap_or(settings.steps);
         settings.spacing = request.spacing.unwrap_or(settings.spacing);
         settings.rule = request.sigmas.clone().unwrap_or(settings.rule);

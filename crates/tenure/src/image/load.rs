@@ -404,6 +404,7 @@ impl Kind {
         };
         let preset = variant.preset();
         let mut preset = if config.is_told_guidance() { preset.told_guidance() } else { preset };
+        preset.schedule.steps_offset = facts.steps_offset.unwrap_or(preset.schedule.steps_offset);
         if let Some(size) = config.size.filter(|&size| check_size(model, size).is_ok()) {
             (preset.width, preset.height) = size;
         }
