@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -68,6 +69,43 @@ fn a_b_a_across_two_models_gives_a_twice() {
         let again = a.draw(&mut session_a);
         assert!(same_bits(&first.latents, &again.latents) && first.pictures == again.pictures, "{}", a.name);
     }
+}
+
+#[test]
+fn a_model_that_is_told_the_guidance_wants_it_and_lcm() {
+    let fixtures = Fixtures::read();
+    let engine = Engine::auto().expect("cpu");
+    let preset = |name: &str| {
+        let folder = fixtures.models[name].write(name);
+        let model = Arc::new(Image::open(&ImagePaths::new(&folder.0)).expect("sound"));
+        engine.plan::<Image>(&model, &ImageOptions::default()).expect("sound").preset().clone()
+    };
+    for name in ["lcm", "lcm-xl"] {
+        let preset = preset(name);
+        assert_eq!((preset.method, &preset.guidance), (Method::LCM, &Guidance::of(8.0)), "{name}");
+        assert!(preset.advice(8.0, 4).is_empty() && !preset.advice(1.0, 4).is_empty(), "{name}");
+    }
+    assert_eq!(preset("sdxl").method, Method::DPMPP_2M);
+}
+
+#[test]
+fn a_schedule_that_is_not_known_or_cannot_be_is_refused() {
+    let mut fixtures = Fixtures::read();
+    let engine = Engine::auto().expect("cpu");
+    let mut refused = |name: &str, key: &str, value: serde_json::Value, says: &str| {
+        let model = fixtures.models.get_mut(name).expect("a model");
+        let settings = model.files.get_mut("scheduler/scheduler_config.json").expect("settings");
+        let before = std::mem::replace(&mut settings[key], value);
+        let folder = model.write(name);
+        let error = engine.load_image(&folder.0).err().unwrap_or_else(|| panic!("{name} {key}")).to_string();
+        assert!(error.contains(says), "{error}");
+        model.files.get_mut("scheduler/scheduler_config.json").expect("settings")[key] = before;
+    };
+    refused("sd15", "beta_schedule", "sigmoid".into(), "beta_schedule of the model's scheduler is sigmoid");
+    refused("sd15", "beta_end", (-1.0).into(), "beta_end");
+    refused("sd15", "num_train_timesteps", 0.into(), "train_timesteps");
+    refused("sd3-without-t5", "shift", 0.0.into(), "shift");
+    refused("sd3-without-t5", "num_train_timesteps", (1u64 << 60).into(), "train_timesteps");
 }
 
 /// What `fixtures/image/pipelines.py` wrote.

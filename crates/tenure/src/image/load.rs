@@ -381,8 +381,9 @@ impl Kind {
             (ImageFamily::Sd35Large, _) => Variant::Sd35Large,
         };
         let name = model.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let variant = family.named(&name);
         let facts = &config.schedule;
+        // What a model was distilled for, its scheduler may say too: LCMScheduler.
+        let variant = family.named(&format!("{name} {}", facts.class.as_deref().unwrap_or_default()));
         let process = match (variant.process()?, config.prediction) {
             (Process::Discrete { .. }, prediction) => Process::Discrete {
                 schedule: NoiseSchedule::new(
