@@ -346,7 +346,7 @@ impl<'s> Drawing<'s> {
             )?);
             let masked = self.encode(masked(&picture, &mask), stop)?;
             let masked = self.sampled(&masked)?;
-            let plane = mask.told();
+            let plane = mask.first_pixels();
             let images = self.request.seeds.len();
             told = vec![0.0; images * pixels * (1 + channels)];
             channels_last(&plane.repeat(images), images, 1, &mut told, 0);
@@ -430,7 +430,7 @@ impl<'s> Drawing<'s> {
     }
 
     /// The guidance that a denoiser is told in a step: 1 where there is none.
-    fn told(&self, step: usize, steps: usize) -> f32 {
+    fn told_guidance(&self, step: usize, steps: usize) -> f32 {
         if self.guidance.passes(step, steps).negative { self.guidance.scale } else { 1.0 }
     }
 
@@ -533,7 +533,7 @@ impl<'s> Drawing<'s> {
         sinusoids(evaluation.timestep, &mut time);
         let time = time.repeat(count);
         let mut guidance = vec![0.0; columns(plan, InputId::Guidance)];
-        sinusoids_of_guidance(self.told(evaluation.step, evaluation.steps), &mut guidance);
+        sinusoids_of_guidance(self.told_guidance(evaluation.step, evaluation.steps), &mut guidance);
         let guidance = guidance.repeat(count);
         let context: Vec<f32> = jobs.iter().flat_map(|job| &job.prompt.context).copied().collect();
         let pooled: Vec<f32> =

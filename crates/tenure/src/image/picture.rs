@@ -150,7 +150,7 @@ impl Mask {
     }
 
     /// The first pixel of each square of 8 by 8, 0 or 1: what diffusers tells denoisers that were made for masks.
-    pub(crate) fn told(&self) -> Vec<f32> {
+    pub(crate) fn first_pixels(&self) -> Vec<f32> {
         let rows = self.values.chunks_exact(self.width).step_by(LATENT);
         rows.flat_map(|row| row.iter().step_by(LATENT)).map(|&value| if value < 0.5 { 0.0 } else { 1.0 }).collect()
     }
