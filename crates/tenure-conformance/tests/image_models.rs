@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tenure_conformance::numbers::{numbers, weight, words};
 use tenure_conformance::{NOTHING, Poisoned, bind, rows_of};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
@@ -151,7 +152,7 @@ struct Case {
 enum Part {
     Clip { heads: usize, quick: bool, chunks: usize },
     T5 { tokens: usize, sequences: usize },
-    Unet { heads: Vec<usize>, grid: [u32; 3], tokens: usize },
+    Unet { heads: Vec<usize>, guidance: Option<usize>, grid: [u32; 3], tokens: usize },
     Mmdit { heads: usize, skipped: Vec<usize>, grid: [u32; 3], tokens: usize },
     VaeDecoder { grid: [u32; 3] },
     VaeEncoder { grid: [u32; 3] },
@@ -213,8 +214,8 @@ impl Case {
             &Part::T5 { tokens, sequences } => {
                 vec![("Context", OutputId::Context, record_t5(model, tokens, sequences).expect("a sound plan"))]
             }
-            Part::Unet { heads, grid, tokens } => {
-                sample(record_unet(model, &UnetConfig { heads: heads.clone() }, on(grid), *tokens))
+            Part::Unet { heads, guidance, grid, tokens } => {
+                sample(record_unet(model, &UnetConfig { heads: heads.clone(), guidance: *guidance }, on(grid), *tokens))
             }
             Part::Mmdit { heads, skipped, grid, tokens } => {
                 let config = MmditConfig { heads: *heads, skipped: skipped.clone() };
@@ -263,7 +264,9 @@ impl Case {
                 both.flatten().collect()
             }
             InputId::Sample => numbers(&name).map(|x| x * self.factor.unwrap_or(1.0)).take(rows * cols).collect(),
-            InputId::Hidden | InputId::Context | InputId::Pooled => numbers(&name).take(rows * cols).collect(),
+            InputId::Hidden | InputId::Guidance | InputId::Context | InputId::Pooled => {
+                numbers(&name).take(rows * cols).collect()
+            }
         }
     }
 }
@@ -273,35 +276,4 @@ fn sinusoids(t: f64, dim: usize) -> Vec<f32> {
     let half = dim / 2;
     let angle = |i: usize| t * (-(10_000f64.ln()) / half as f64 * i as f64).exp();
     (0..half).map(|i| angle(i).cos() as f32).chain((0..half).map(|i| angle(i).sin() as f32)).collect()
-}
-
-/// SplitMix64 (Steele et al. 2014) from the FNV-1a hash of the name.
-fn words(name: &str) -> impl Iterator<Item = u64> {
-    let hash = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let seed = name.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, hash);
-    (1..).map(move |at: u64| {
-        let z = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    })
-}
-
-/// From -1 to 1, in 24 bits.
-fn numbers(name: &str) -> impl Iterator<Item = f32> {
-    words(name).map(|word| (word >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
-}
-
-/// A weight's bytes.
-fn weight(spec: &TensorSpec) -> Vec<u8> {
-    const TABLES: [&str; 4] =
-        ["embedding.weight", "shared.weight", "pos_embed.pos_embed", "relative_attention_bias.weight"];
-    let (name, dims) = (&spec.name[..], spec.shape.dims());
-    let (base, factor) = match dims {
-        [_] if name.ends_with(".weight") => (1.0, 0.2),
-        [_] => (0.0, 0.2),
-        _ if TABLES.iter().any(|table| name.ends_with(table)) => (0.0, 1.0),
-        _ => (0.0, (3.0 / dims[1..].iter().product::<usize>() as f64).sqrt() as f32),
-    };
-    numbers(name).take(dims.iter().product()).flat_map(|x| (base + factor * x).to_le_bytes()).collect()
 }

@@ -78,6 +78,8 @@ pub enum InputId {
     Sample,
     /// Sinusoids of the timesteps, a row for each image.
     Timestep,
+    /// Sinusoids of how strongly the prompt is to lead, a row for each image.
+    Guidance,
     /// Encoded prompts, a row for each token.
     Context,
     /// Pooled prompts, and what else conditions an image as a whole: a row for each.

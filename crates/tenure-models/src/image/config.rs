@@ -10,6 +10,7 @@ use tenure_weights::diffusers::Settings;
 use crate::error::ModelError;
 use crate::image::family::{ImageFamily, UNET_CONTEXT};
 use crate::image::part::{Part, PartWeights};
+use crate::image::unet::TOLD_GUIDANCE;
 use crate::image::{ClipConfig, ClipTaken, UnetConfig};
 
 /// Everything of a model that is not in its weights, recognised once. A caller may change what it knows better.
@@ -49,6 +50,14 @@ impl ImageConfig {
             Part::ClipG => self.clip_g.as_ref(),
             Part::ClipH => self.clip_h.as_ref(),
             Part::T5 | Part::Denoiser | Part::Vae | Part::Taesd => None,
+        }
+    }
+
+    /// Whether the denoiser is told the guidance, and needs no second answer to a negative prompt.
+    pub fn is_told_guidance(&self) -> bool {
+        match &self.denoiser {
+            DenoiserConfig::Unet(unet) => unet.guidance.is_some(),
+            DenoiserConfig::Mmdit(_) => false,
         }
     }
 }
@@ -168,9 +177,6 @@ impl Parts<'_> {
         };
         let (takes, latent_channels, kind) = match family {
             ImageFamily::Sd1 | ImageFamily::Sd2 | ImageFamily::Sdxl => {
-                if denoiser.find("time_embedding.cond_proj.weight").is_some() {
-                    return Err(unsupported("a U-Net that is told the guidance", "time_embedding.cond_proj"));
-                }
                 let kind = DenoiserConfig::Unet(unet(family, denoiser)?);
                 (denoiser.need_dim("conv_in.weight", 1)?, denoiser.need_dim("conv_out.weight", 0)?, kind)
             }
@@ -415,7 +421,9 @@ fn unet(family: ImageFamily, denoiser: &PartWeights) -> Result<UnetConfig, Model
     if let Some(wrong) = heads.iter().zip(&widths).enumerate().find(|&pair| !fit(pair)) {
         return Err(bad("attention_head_dim", *wrong.1.0));
     }
-    Ok(UnetConfig { heads })
+    let told = format!("{TOLD_GUIDANCE}.weight");
+    let guidance = denoiser.find(&told).map(|_| denoiser.need_dim(&told, 1)).transpose()?;
+    Ok(UnetConfig { heads, guidance })
 }
 
 fn mmdit(denoiser: &PartWeights) -> Result<MmditFacts, ModelError> {

@@ -11,10 +11,14 @@ use crate::image::layers::{FINE_EPS, Net, RESIDUAL_EPS};
 pub struct UnetConfig {
     /// Attention heads at each level, outermost first; the last is also the middle's.
     pub heads: Vec<usize>,
+    /// Columns of the sinusoids of the guidance, where the network is told it (latent consistency models, Luo et al. 2023,
+    /// arXiv:2310.04378) and so answers as if it had been guided.
+    pub guidance: Option<usize>,
 }
 
 /// Records one evaluation over `grid` with a prompt of `tokens` for each image: takes [`InputId::Sample`], [`InputId::Timestep`],
-/// [`InputId::Context`], and where the file has such weights [`InputId::Pooled`]; gives [`OutputId::Sample`].
+/// [`InputId::Context`], [`InputId::Guidance`] where the network is told it, and where the file has such weights
+/// [`InputId::Pooled`]; gives [`OutputId::Sample`].
 ///
 /// # Errors
 /// [`ModelError`] naming the tensor that is missing, misshapen, or of a type not computed with.
@@ -31,6 +35,10 @@ pub fn record_unet(
     let images = Rows::Fixed(grid.images);
 
     let time = g.input(InputId::Timestep, images, dim("time_embedding.linear_1.weight", 1));
+    let time = match config.guidance {
+        Some(cols) => g.add(net.linear(TOLD_GUIDANCE, g.input(InputId::Guidance, images, cols)), time),
+        None => time,
+    };
     let time = net.linear("time_embedding.linear_2", net.silu(net.linear("time_embedding.linear_1", time)));
     let added = "add_embedding.linear_1";
     let time = if g.has(&format!("{added}.weight")) {
@@ -85,6 +93,9 @@ pub fn record_unet(
     let x = net.conv("conv_out", net.silu(net.group_norm("conv_norm_out", x, RESIDUAL_EPS, grid)), grid);
     Ok(g.finish(&[(OutputId::Sample, x)])?)
 }
+
+/// The matrix that what the network is told of the guidance goes through.
+pub(crate) const TOLD_GUIDANCE: &str = "time_embedding.cond_proj";
 
 struct Unet<'g, 'c> {
     net: Net<'g, 'c>,

@@ -97,7 +97,7 @@ fn a_folders_settings_count() {
     let (folder, ..) = folder_of(Model::Sd2, one_file);
     let open = || ImageModel::open(&ImagePaths::new(folder.path()));
     let config = open().expect("sound").config().clone();
-    assert_eq!(config.denoiser, DenoiserConfig::Unet(UnetConfig { heads: vec![1, 1] }));
+    assert_eq!(config.denoiser, DenoiserConfig::Unet(UnetConfig { heads: vec![1, 1], guidance: None }));
 
     folder.write("unet/config.json", r#"{"attention_head_dim":[4,8],"num_attention_heads":null}"#);
     folder.write("text_encoder/config.json", r#"{"num_attention_heads":4,"hidden_act":"gelu"}"#);
@@ -107,7 +107,7 @@ fn a_folders_settings_count() {
     folder.write("scheduler/scheduler_config.json", scheduler);
     let config = open().expect("sound").config().clone();
     assert_eq!(config.prediction, Prediction::V);
-    assert_eq!(config.denoiser, DenoiserConfig::Unet(UnetConfig { heads: vec![4, 8] }));
+    assert_eq!(config.denoiser, DenoiserConfig::Unet(UnetConfig { heads: vec![4, 8], guidance: None }));
     assert_eq!(config.latent_scale, LatentScale { scale: 0.5, shift: 0.25 });
     let clip = ClipConfig { heads: 4, activation: Activation::Gelu, taken: ClipTaken::Last };
     assert_eq!(config.clip(Part::ClipH), Some(&clip));

@@ -18,14 +18,20 @@ fn sd1_is_found_whole() {
     let opened = found_whole(Model::Sd1);
     let config = opened.config();
     assert_eq!((config.family, config.prediction, config.inpainting), (ImageFamily::Sd1, Prediction::Noise, false));
-    assert_eq!(config.denoiser, DenoiserConfig::Unet(tenure_models::image::UnetConfig { heads: vec![8; 4] }));
+    assert_eq!(
+        config.denoiser,
+        DenoiserConfig::Unet(tenure_models::image::UnetConfig { heads: vec![8; 4], guidance: None })
+    );
 }
 
 #[test]
 fn sd2_is_found_whole() {
     let config = found_whole(Model::Sd2).config().clone();
     assert_eq!(config.family, ImageFamily::Sd2);
-    assert_eq!(config.denoiser, DenoiserConfig::Unet(tenure_models::image::UnetConfig { heads: vec![1, 1] }));
+    assert_eq!(
+        config.denoiser,
+        DenoiserConfig::Unet(tenure_models::image::UnetConfig { heads: vec![1, 1], guidance: None })
+    );
 }
 
 #[test]

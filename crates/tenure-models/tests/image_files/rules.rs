@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tenure_models::ModelError;
-use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction};
+use tenure_models::image::{DenoiserConfig, ImageFamily, ImageModel, ImagePaths, Part, Prediction};
 use tenure_tensor::{DType, Shape};
 use tenure_weights::gguf::KvValue;
 
@@ -211,10 +211,24 @@ fn the_refiner_and_other_unets_are_named() {
         .with(&format!("model.diffusion_model.{context}"), DType::F16, &[64, 1280])
         .with("model.diffusion_model.label_emb.0.0.weight", DType::F16, &[128, 2560]);
     assert!(matches!(refiner.refused(), ModelError::UnsupportedFamily { name, .. } if name.contains("refiner")));
-    let lcm = Spoilt::new(Model::Sd1).with("model.diffusion_model.time_embed.cond_proj.weight", DType::F32, &[32, 256]);
-    assert!(matches!(lcm.refused(), ModelError::UnsupportedFeature { .. }));
     let upscaler = Spoilt::new(Model::Sd2).with("model.diffusion_model.label_emb.weight", DType::F32, &[10, 32]);
     assert!(matches!(upscaler.refused(), ModelError::UnsupportedFamily { .. }));
+}
+
+#[test]
+fn a_unet_that_is_told_the_guidance_is_known_by_its_matrix() {
+    let told = |name: &str, shape: &[usize]| {
+        Spoilt::new(Model::Sd1).with(&format!("model.diffusion_model.{name}"), DType::F32, shape)
+    };
+    assert!(!Spoilt::new(Model::Sd1).open().expect("sound").config().is_told_guidance());
+    for name in ["time_embed.cond_proj.weight", "time_embedding.cond_proj.weight"] {
+        let model = told(name, &[32, 256]).open().expect("sound");
+        let DenoiserConfig::Unet(unet) = &model.config().denoiser else { panic!("a U-Net") };
+        assert_eq!((unet.guidance, model.config().is_told_guidance()), (Some(256), true));
+        assert_eq!(model.unknown_tensors().count(), 0);
+    }
+    let bad = told("time_embed.cond_proj.weight", &[32]).refused();
+    assert!(matches!(&bad, ModelError::BadPartTensor { part: Part::Denoiser, .. }), "{bad:?}");
 }
 
 #[test]

@@ -186,6 +186,14 @@ pub struct Preset {
 }
 
 impl Preset {
+    /// For a latent consistency model that is told the guidance it is to answer with, and so is asked once a step (Luo et
+    /// al., <https://arxiv.org/abs/2310.04378>): a scale in the middle of those it was distilled with, 3 to 15.
+    pub fn told_guidance(self) -> Preset {
+        let Preset { guidance, method, schedule, steps_range, .. } = Variant::Sd1Lcm.preset();
+        let guidance = Guidance { scale: 8.0, ..guidance };
+        Preset { guidance, with_skip_layers: None, method, schedule, steps_range, scale_range: (3.0, 15.0), ..self }
+    }
+
     /// The schedule for another sampler on the same model: DDIM ends at the noise of timestep 0 on Stable Diffusion 1.x
     /// and 2.x, and takes leading timesteps.
     pub fn schedule_for(&self, method: Method) -> ScheduleSettings {

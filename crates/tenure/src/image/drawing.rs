@@ -7,8 +7,8 @@ use tenure_device::{Deadline, StepInputs, Stop};
 use tenure_graph::{Grid, InputId, OutputId};
 use tenure_models::image::Part;
 use tenure_sampling::diffusion::{
-    Advice, DiffusionSampler, Evaluation, FlowSchedule, FlowShift, Guidance, Noise, Process, ScheduleStep, add_noise,
-    keep_region,
+    Advice, DiffusionSampler, Evaluation, FinalSigma, FlowSchedule, FlowShift, Guidance, Method, Noise, Passes,
+    Process, ScheduleStep, add_noise, keep_region,
 };
 use tenure_tokenizer::Prompt;
 
@@ -16,7 +16,9 @@ use crate::error::{Cause, Error};
 use crate::image::autoencoder::{Autoencoder, NUMBERS};
 use crate::image::bench::{Taken, Tools};
 use crate::image::conditioning::{Conditioning, size_ids};
-use crate::image::latents::{channels_first, channels_last, from_picture, sinusoids, to_picture};
+use crate::image::latents::{
+    channels_first, channels_last, from_picture, sinusoids, sinusoids_of_guidance, to_picture,
+};
 use crate::image::load::{LoadedImage, check_size};
 use crate::image::options::{ImageRequest, Init};
 use crate::image::picture::{LATENT, Mask, Picture};
@@ -149,6 +151,9 @@ impl<'s> Drawing<'s> {
 
         let method = request.method.unwrap_or(preset.method);
         let mut settings = preset.schedule_for(method);
+        if let (Method::Ddim { .. }, Some(to_one)) = (method, loaded.model.config().schedule.set_alpha_to_one) {
+            settings.final_sigma = if to_one { FinalSigma::Zero } else { FinalSigma::SigmaMin };
+        }
         settings.steps = request.steps.unwrap_or(settings.steps);
         settings.spacing = request.spacing.unwrap_or(settings.spacing);
         settings.rule = request.sigmas.clone().unwrap_or(settings.rule);
@@ -292,7 +297,7 @@ impl<'s> Drawing<'s> {
         let mut encode = |text: &str| tokenizers.encode(&mut tools, model, text, self.request.emphasis, stop);
         let prompt = encode(&self.request.prompt)?;
         let steps = self.sampler.steps().len();
-        let negative = if (0..steps).any(|step| self.guidance.passes(step, steps).negative) {
+        let negative = if (0..steps).any(|step| self.passes(step, steps).negative) {
             encode(&self.request.negative)?
         } else {
             Conditioning::default()
@@ -328,7 +333,7 @@ impl<'s> Drawing<'s> {
         let (inpainting, channels, pixels) = (config.inpainting, config.latent_channels, self.width * self.height);
         self.noise.reset();
         let anew = mask.is_some() && strength >= 1.0;
-        let whole = if anew && inpainting { None } else { Some(self.encode(&picture, stop)?) };
+        let whole = if anew && inpainting { None } else { Some(self.encode(from_picture(&picture), stop)?) };
         let latents = whole.map(|moments| self.sampled(&moments)).transpose()?.unwrap_or_default();
         self.draw_noise()?;
         let noise = self.answers[0].clone();
@@ -339,13 +344,17 @@ impl<'s> Drawing<'s> {
                 picture.height(),
                 vec![1.0; picture.width() * picture.height()],
             )?);
-            let masked = self.encode(&masked(&picture, &mask)?, stop)?;
+            let masked = self.encode(masked(&picture, &mask), stop)?;
             let masked = self.sampled(&masked)?;
-            let plane: Vec<f32> = mask.of_latents().into_iter().map(f32::round).collect();
+            let plane = mask.first_pixels();
             let images = self.request.seeds.len();
             told = vec![0.0; images * pixels * (1 + channels)];
             channels_last(&plane.repeat(images), images, 1, &mut told, 0);
             channels_last(&masked, images, channels, &mut told, 1);
+        } else if mask.is_some() && self.loaded.autoencoder != Part::Taesd {
+            // Nobody is told the masked image, and it is drawn all the same.
+            let mut unused = vec![0.0; self.latents.len()];
+            self.noise.fill(&mut unused)?;
         }
         if anew {
             self.latents.copy_from_slice(&noise);
@@ -358,12 +367,13 @@ impl<'s> Drawing<'s> {
         Ok(())
     }
 
-    /// Means, and logarithms of variances where the autoencoder gives such, of one image: `[pixels, channels]`.
-    fn encode(&self, picture: &Picture, stop: &Stop) -> Result<Vec<f32>, Error> {
+    /// Means, and logarithms of variances where the autoencoder gives such, of one image of pixels from 0 to 1:
+    /// `[pixels, channels]`.
+    fn encode(&self, pixels: Vec<f32>, stop: &Stop) -> Result<Vec<f32>, Error> {
         let LoadedImage { bench, model, tile, autoencoder: part, .. } = self.loaded;
         let (mut tools, part) = (bench.take(stop)?, *part);
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
-        let encoded = autoencoder.encode(from_picture(picture), picture.width(), picture.height());
+        let encoded = autoencoder.encode(pixels, self.width * LATENT, self.height * LATENT);
         self.took(tools);
         encoded
     }
@@ -413,9 +423,20 @@ impl<'s> Drawing<'s> {
         Ok((steps, steps))
     }
 
+    /// What the denoiser is asked in a step: one that is told the guidance needs no answer to the negative prompt.
+    fn passes(&self, step: usize, steps: usize) -> Passes {
+        let passes = self.guidance.passes(step, steps);
+        Passes { negative: passes.negative && !self.loaded.model.config().is_told_guidance(), ..passes }
+    }
+
+    /// The guidance that a denoiser is told in a step: 1 where there is none.
+    fn told_guidance(&self, step: usize, steps: usize) -> f32 {
+        if self.guidance.passes(step, steps).negative { self.guidance.scale } else { 1.0 }
+    }
+
     /// Asks the denoiser, and combines its answers into the first.
     fn answer(&mut self, evaluation: &Evaluation, stop: &Stop) -> Result<(), Error> {
-        let passes = self.guidance.passes(evaluation.step, evaluation.steps);
+        let passes = self.passes(evaluation.step, evaluation.steps);
         let images = self.request.seeds.len();
         let without = || self.guidance.skip_layers.as_ref().map_or_else(Vec::new, |skip| skip.layers.clone());
         // Which answer, from which prompt, without which blocks.
@@ -511,12 +532,16 @@ impl<'s> Drawing<'s> {
         let mut time = vec![0.0; columns(plan, InputId::Timestep)];
         sinusoids(evaluation.timestep, &mut time);
         let time = time.repeat(count);
+        let mut guidance = vec![0.0; columns(plan, InputId::Guidance)];
+        sinusoids_of_guidance(self.told_guidance(evaluation.step, evaluation.steps), &mut guidance);
+        let guidance = guidance.repeat(count);
         let context: Vec<f32> = jobs.iter().flat_map(|job| &job.prompt.context).copied().collect();
         let pooled: Vec<f32> =
             jobs.iter().flat_map(|job| self.pooled(job.prompt, columns(plan, InputId::Pooled))).collect();
         let given = [
             (InputId::Sample, &sample[..]),
             (InputId::Timestep, &time[..]),
+            (InputId::Guidance, &guidance[..]),
             (InputId::Context, &context[..]),
             (InputId::Pooled, &pooled[..]),
         ];
@@ -628,9 +653,13 @@ fn in_bounds(field: &'static str, value: usize, least: usize, most: usize) -> Re
     Err(Cause::BadParameter { field, value: value.to_string(), possible }.into())
 }
 
-/// The image without what is drawn anew, which is grey.
-fn masked(picture: &Picture, mask: &Mask) -> Result<Picture, Error> {
-    let pixels = picture.rgb().chunks_exact(3).zip(mask.values());
-    let rgb = pixels.flat_map(|(rgb, &m)| if m < 0.5 { [rgb[0], rgb[1], rgb[2]] } else { [128; 3] }).collect();
-    Picture::new(picture.width(), picture.height(), rgb)
+/// Pixels from 0 to 1 of the image without what is drawn anew, which is halfway between.
+fn masked(picture: &Picture, mask: &Mask) -> Vec<f32> {
+    let mut pixels = from_picture(picture);
+    for (pixel, &m) in pixels.chunks_exact_mut(3).zip(mask.values()) {
+        if m >= 0.5 {
+            pixel.fill(0.5);
+        }
+    }
+    pixels
 }

@@ -47,3 +47,16 @@ pub(crate) fn sinusoids(number: f32, into: &mut [f32]) {
         (into[i], into[half + i]) = (angle.cos(), angle.sin());
     }
 }
+
+/// The sinusoids of a guidance scale that latent consistency models are told it by: sines first, of a thousand times what
+/// is above 1, the last at a ten-thousandth of the first's frequency (Luo et al. 2023, arXiv:2310.04378), in 32-bit floats
+/// as diffusers computes them.
+pub(crate) fn sinusoids_of_guidance(scale: f32, into: &mut [f32]) {
+    let half = into.len() / 2;
+    let slower = 10000f32.ln() / half.saturating_sub(1).max(1) as f32;
+    let number = (scale - 1.0) * 1000.0;
+    for i in 0..half {
+        let angle = number * (-slower * i as f32).exp();
+        (into[i], into[half + i]) = (angle.sin(), angle.cos());
+    }
+}

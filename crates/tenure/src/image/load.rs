@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
 use tenure_graph::{Grid, KvType, Plan};
-use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction};
-use tenure_sampling::diffusion::{self, NoiseSchedule, Preset, Process, Variant};
+use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction, ScheduleFacts};
+use tenure_sampling::diffusion::{
+    self, BetaSchedule, FlowSchedule, FlowShift, NoiseSchedule, Preset, Process, Variant,
+};
 use tenure_tensor::ByteSize;
 
 use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
@@ -379,26 +381,52 @@ impl Kind {
             (ImageFamily::Sd35Large, _) => Variant::Sd35Large,
         };
         let name = model.path().file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let variant = family.named(&name);
+        let facts = &config.schedule;
+        // What a model was distilled for, its scheduler may say too: LCMScheduler.
+        let variant = family.named(&format!("{name} {}", facts.class.as_deref().unwrap_or_default()));
         let process = match (variant.process()?, config.prediction) {
-            (Process::Discrete { schedule, .. }, prediction) => Process::Discrete {
-                schedule: if config.schedule.zero_terminal_snr == Some(true) {
-                    NoiseSchedule::new(diffusion::BetaSchedule::STABLE_DIFFUSION, 1000, true)?
-                } else {
-                    schedule
-                },
+            (Process::Discrete { .. }, prediction) => Process::Discrete {
+                schedule: NoiseSchedule::new(
+                    betas(facts)?,
+                    facts.train_timesteps.unwrap_or(TRAIN_TIMESTEPS),
+                    facts.zero_terminal_snr == Some(true),
+                )?,
                 prediction: match prediction {
                     Prediction::V => diffusion::Prediction::V,
                     Prediction::Sample => diffusion::Prediction::Sample,
                     Prediction::Noise | Prediction::Flow => diffusion::Prediction::Epsilon,
                 },
             },
-            (flow @ Process::Flow(_), _) => flow,
+            (Process::Flow(flow), _) => {
+                let shift = facts.shift.map_or(flow.shift(), FlowShift::Static);
+                let train_timesteps = facts.train_timesteps.unwrap_or(flow.train_timesteps());
+                Process::Flow(FlowSchedule::new(shift, train_timesteps)?)
+            }
         };
-        let mut preset = variant.preset();
+        let preset = variant.preset();
+        let mut preset = if config.is_told_guidance() { preset.told_guidance() } else { preset };
+        preset.schedule.steps_offset = facts.steps_offset.unwrap_or(preset.schedule.steps_offset);
         if let Some(size) = config.size.filter(|&size| check_size(model, size).is_ok()) {
             (preset.width, preset.height) = size;
         }
         Ok(Kind { preset, process })
+    }
+}
+
+/// Timesteps that models were trained with, where their files do not say it.
+const TRAIN_TIMESTEPS: usize = 1000;
+
+/// How betas grow, by the folder; Stable Diffusion's own where it does not say it.
+fn betas(facts: &ScheduleFacts) -> Result<BetaSchedule, Error> {
+    let (start, end) = (facts.beta_start.unwrap_or(0.00085), facts.beta_end.unwrap_or(0.012));
+    match facts.beta_schedule.as_deref() {
+        None | Some("scaled_linear") => Ok(BetaSchedule::ScaledLinear { start, end }),
+        Some("linear") => Ok(BetaSchedule::Linear { start, end }),
+        Some("squaredcos_cap_v2") => Ok(BetaSchedule::SquaredCosine),
+        Some(other) => {
+            let possible = "scaled_linear, linear and squaredcos_cap_v2 are possible".to_owned();
+            let value = other.chars().take(64).collect();
+            Err(Cause::BadParameter { field: "beta_schedule of the model's scheduler", value, possible }.into())
+        }
     }
 }

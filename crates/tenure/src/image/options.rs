@@ -76,7 +76,8 @@ pub struct ImageRequest {
     pub size: Option<(usize, usize)>,
     /// Steps; `None`: what the family wants. So with all that follow.
     pub steps: Option<usize>,
-    /// How strongly the prompt leads.
+    /// How strongly the prompt leads. Models that are told it (latent consistency models with `time_cond_proj_dim`) take
+    /// the scale as it stands and never see the negative prompt.
     pub guidance: Option<Guidance>,
     /// The sampler.
     pub method: Option<Method>,
@@ -134,6 +135,7 @@ pub struct Init {
     pub picture: Picture,
     /// How much of it is drawn anew, above 0 and up to 1: the share of the steps that is taken.
     pub strength: f64,
-    /// Where it is drawn anew; `None`: everywhere.
+    /// Where it is drawn anew; `None`: everywhere. Latents take the mean of their 8 by 8 pixels; models that were made for
+    /// masks are told, as diffusers does it, whether their first pixel is at least one half.
     pub mask: Option<Mask>,
 }

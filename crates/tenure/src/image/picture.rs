@@ -149,6 +149,12 @@ impl Mask {
         self
     }
 
+    /// The first pixel of each square of 8 by 8, 0 or 1: what diffusers tells denoisers that were made for masks.
+    pub(crate) fn first_pixels(&self) -> Vec<f32> {
+        let rows = self.values.chunks_exact(self.width).step_by(LATENT);
+        rows.flat_map(|row| row.iter().step_by(LATENT)).map(|&value| if value < 0.5 { 0.0 } else { 1.0 }).collect()
+    }
+
     /// The mean of each square of 8 by 8 pixels.
     pub(crate) fn of_latents(&self) -> Vec<f32> {
         let (width, height) = (self.width / LATENT, self.height / LATENT);
