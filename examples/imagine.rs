@@ -129,10 +129,10 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     arguments.model.parts.residency.get_or_insert(ResidencyArg::Phase);
     let arguments = &arguments;
     let begun = Instant::now();
-    let engine = arguments.model.engine()?;
     let cancel = Cancel::new();
     tenure_examples::interrupt::cancel_on_interrupt(&cancel)?;
     let model = arguments.model.open()?;
+    let engine = arguments.model.engine(&model)?;
     let preset =
         engine.plan::<Image>(&model, &arguments.model.options(None, false)).map(|plan| plan.preset().clone())?;
     let init = arguments.init_img.as_deref().map(|path| init(arguments, path)).transpose()?;

@@ -83,7 +83,7 @@ fn help_and_version_are_no_errors() {
 /// Whatever GPUs the machine has, and whether it has any.
 #[test]
 fn devices_are_listed_and_absent_ones_refused() {
-    for name in ["bench", "chat", "generate", "perplexity", "plan"] {
+    for name in ["bench", "chat", "generate", "imagine", "perplexity", "plan"] {
         let output = run(name, &["--list-devices"]);
         assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
         assert!(output.stdout.starts_with(b"cpu\n"), "{name}: {output:?}");

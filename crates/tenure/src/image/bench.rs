@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tenure_models::image::{DenoiserConfig, ImageModel, Part};
 use tenure_tensor::ByteSize;
 
 use crate::error::{Cause, Error};
+use crate::image::options::Loading;
 use crate::image::work::{Network, Work};
 use crate::text::carve_all;
 use crate::weights::{Placement, WeightSource};
@@ -41,14 +43,16 @@ pub(crate) struct Tools {
     current: Option<(Work, Program)>,
     /// Time spent on bringing networks in, ever.
     brought: Duration,
+    /// Who has taken the tools wants to be told of networks that are brought in.
+    told: Option<Loading>,
 }
 
 /// The model's memory.
 enum Room {
     /// Every network's weights are there.
     Kept { networks: BTreeMap<Network, Weights>, arena: Lease, scratch: Option<Lease> },
-    /// One phase's, by turns.
-    Phase { pool: Pool, held: Option<Held> },
+    /// One phase's, by turns; of `total` bytes.
+    Phase { pool: Pool, total: ByteSize, held: Option<Held> },
 }
 
 /// One network's memory.
@@ -71,11 +75,14 @@ impl Bench {
     }
 
     /// Waits until nobody else computes.
-    pub(crate) fn take(&self, stop: &Stop) -> Result<Taken<'_>, Error> {
+    ///
+    /// `loading` is told of networks that are brought in meanwhile.
+    pub(crate) fn take(&self, loading: Option<&Loading>, stop: &Stop) -> Result<Taken<'_>, Error> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             stop.check()?;
-            if let Some(tools) = free.take() {
+            if let Some(mut tools) = free.take() {
+                tools.told = loading.cloned();
                 return Ok(Taken { bench: self, before: tools.brought, tools: Some(tools) });
             }
             free = self.back.wait_timeout(free, NAP).unwrap_or_else(PoisonError::into_inner).0;
@@ -113,6 +120,9 @@ impl DerefMut for Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        if let Some(tools) = &mut self.tools {
+            tools.told = None;
+        }
         *self.bench.free.lock().unwrap_or_else(PoisonError::into_inner) = self.tools.take();
         self.bench.back.notify_one();
     }
@@ -143,6 +153,7 @@ impl Tools {
             memory: Room::Kept { networks, arena, scratch },
             current: None,
             brought: Duration::ZERO,
+            told: None,
         })
     }
 
@@ -153,13 +164,15 @@ impl Tools {
         reservation: Reservation,
     ) -> Result<Self, Error> {
         let lane = reservation.device().open_lane()?;
+        let total = reservation.remaining();
         Ok(Tools {
             lane,
             model,
             planned,
-            memory: Room::Phase { pool: reservation.into_pool(), held: None },
+            memory: Room::Phase { pool: reservation.into_pool(), total, held: None },
             current: None,
             brought: Duration::ZERO,
+            told: None,
         })
     }
 
@@ -183,18 +196,30 @@ impl Tools {
 
     /// Whether there is room for the steps of `plan`, of `network`.
     fn has_room(&self, network: Network, plan: &Plan) -> bool {
-        let (arena, scratch) = self.room(network);
-        plan.arena() <= arena && self.lane.device().backend().scratch(plan) <= scratch
+        let (needs, scratch) = (plan.arena(), self.lane.device().backend().scratch(plan));
+        match &self.memory {
+            Room::Kept { arena, scratch: held, .. } => {
+                needs <= arena.bytes() && scratch <= held.as_ref().map_or(ByteSize::ZERO, Lease::bytes)
+            }
+            Room::Phase { .. } => self.rounded(needs) + self.rounded(scratch) <= self.beside_weights(network),
+        }
     }
 
-    /// The largest arena and scratch of a network's steps.
-    fn room(&self, network: Network) -> (ByteSize, ByteSize) {
+    /// What there is for arena and scratch of a network's steps.
+    fn beside_weights(&self, network: Network) -> ByteSize {
         match &self.memory {
-            Room::Kept { arena, scratch, .. } => (arena.bytes(), scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)),
-            Room::Phase { .. } => {
-                self.planned.get(&network).map_or((ByteSize::ZERO, ByteSize::ZERO), |p| (p.arena, p.scratch))
+            Room::Kept { arena, scratch, .. } => arena.bytes() + scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes),
+            Room::Phase { total, .. } => {
+                let planned = self.planned.get(&network);
+                let segments = planned.map_or(&[][..], |planned| &planned.placement.segments);
+                total.saturating_sub(segments.iter().map(|&bytes| self.rounded(bytes)).sum())
             }
         }
+    }
+
+    /// The bytes a segment of so many takes.
+    fn rounded(&self, bytes: ByteSize) -> ByteSize {
+        self.lane.device().backend().round_up(bytes)
     }
 
     /// The program of `work`; its weights are brought in where they are not there.
@@ -214,11 +239,11 @@ impl Tools {
         let backend = self.lane.device().backend();
         backend.supports(&plan, KvType::F32)?;
         if !self.has_room(network, &plan) {
-            let needed = plan.arena() + backend.scratch(&plan);
-            let (arena, scratch) = self.room(network);
-            return Err(Cause::ImageTooLarge { network: network.to_string(), needed, held: arena + scratch }.into());
+            let (needed, held) = (plan.arena() + backend.scratch(&plan), self.beside_weights(network));
+            return Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into());
         }
-        self.enter(network, stop)?;
+        let needed = (plan.arena(), backend.scratch(&plan));
+        self.enter(network, needed, stop)?;
         let (weights, arena, scratch) = match &self.memory {
             Room::Kept { networks, arena, scratch } => (networks.get(&network), arena, scratch),
             Room::Phase { held: Some(held), .. } => (Some(&held.weights), &held.arena, &held.scratch),
@@ -234,24 +259,51 @@ impl Tools {
         Ok(self.lane.bind(Arc::new(plan), &memory)?)
     }
 
-    /// Sees to it that a network's memory is there; another's makes room for it.
-    fn enter(&mut self, network: Network, stop: &Stop) -> Result<(), Error> {
-        let Room::Phase { pool, held } = &mut self.memory else { return Ok(()) };
-        if held.as_ref().is_some_and(|held| held.network == network) {
+    /// Sees to it that a network's memory is there, with an arena and scratch of so many bytes; another's makes room for
+    /// it.
+    fn enter(&mut self, network: Network, needed: (ByteSize, ByteSize), stop: &Stop) -> Result<(), Error> {
+        let room = self.beside_weights(network);
+        let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
+        let Room::Phase { pool, held, .. } = &mut self.memory else { return Ok(()) };
+        if held.as_ref().is_some_and(|held| held.network == network && held.holds(needed)) {
             return Ok(());
         }
+        let before = held.take().filter(|held| held.network == network);
+        // What the largest image takes is enough for most steps; long prompts may take more where that leaves room.
+        let round = |bytes| pool.device().backend().round_up(bytes);
+        let most = (planned.arena.max(needed.0), planned.scratch.max(needed.1));
+        let (arena, scratch) = if round(most.0) + round(most.1) <= room { most } else { needed };
         let begun = Instant::now();
-        *held = None;
-        let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
-        let arena = pool.carve(SegmentKind::Arena, planned.arena)?;
-        let scratch = (planned.scratch > ByteSize::ZERO).then(|| pool.carve(SegmentKind::Scratch, planned.scratch));
-        let scratch = scratch.transpose()?;
-        let sizes = planned.placement.segments.iter();
-        let segments = sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
-        let weights = bring(&mut self.lane, &self.model, network, planned, &segments, &|_| (), stop)?;
+        // An arena that is too small goes before the larger one comes.
+        let weights = before.map(|held| held.weights);
+        let arena = pool.carve(SegmentKind::Arena, arena)?;
+        let scratch = (scratch > ByteSize::ZERO).then(|| pool.carve(SegmentKind::Scratch, scratch)).transpose()?;
+        let weights = match weights {
+            Some(weights) => weights,
+            None => {
+                let sizes = planned.placement.segments.iter();
+                let segments =
+                    sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
+                let (total, done) = (planned.placement.resident, AtomicU64::new(0));
+                let progress = |bytes: ByteSize| {
+                    let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
+                    if let Some(told) = &self.told {
+                        told.tell(network, ByteSize::new(done), total);
+                    }
+                };
+                bring(&mut self.lane, &self.model, network, planned, &segments, &progress, stop)?
+            }
+        };
         *held = Some(Held { network, weights, arena, scratch });
         self.brought += begun.elapsed();
         Ok(())
+    }
+}
+
+impl Held {
+    /// Whether arena and scratch have so many bytes.
+    fn holds(&self, (arena, scratch): (ByteSize, ByteSize)) -> bool {
+        arena <= self.arena.bytes() && scratch <= self.scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)
     }
 }
 

@@ -15,9 +15,10 @@ use tenure_tokenizer::Prompt;
 use crate::error::{Cause, Error};
 use crate::image::autoencoder::{Autoencoder, NUMBERS};
 use crate::image::bench::{Taken, Tools};
+use crate::image::colours::Colours;
 use crate::image::conditioning::{Conditioning, size_ids};
 use crate::image::latents::{channels_first, channels_last, from_picture, sinusoids, to_picture};
-use crate::image::load::{LoadedImage, check_size};
+use crate::image::load::{LoadedImage, check_size, in_bounds};
 use crate::image::options::{ImageRequest, Init};
 use crate::image::picture::{LATENT, Mask, Picture};
 use crate::image::work::{Work, columns};
@@ -288,7 +289,10 @@ impl<'s> Drawing<'s> {
 
     fn encode_prompts(&mut self, stop: &Stop) -> Result<(), Error> {
         let LoadedImage { bench, tokenizers, model, .. } = self.loaded;
-        let mut tools = bench.take(stop)?;
+        if self.request.preview_every.is_some() {
+            self.find_colours(stop)?;
+        }
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let mut encode = |text: &str| tokenizers.encode(&mut tools, model, text, self.request.emphasis, stop);
         let prompt = encode(&self.request.prompt)?;
         let steps = self.sampler.steps().len();
@@ -361,7 +365,7 @@ impl<'s> Drawing<'s> {
     /// Means, and logarithms of variances where the autoencoder gives such, of one image: `[pixels, channels]`.
     fn encode(&self, picture: &Picture, stop: &Stop) -> Result<Vec<f32>, Error> {
         let LoadedImage { bench, model, tile, autoencoder: part, .. } = self.loaded;
-        let (mut tools, part) = (bench.take(stop)?, *part);
+        let (mut tools, part) = (bench.take(self.request.loading.as_ref(), stop)?, *part);
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
         let encoded = autoencoder.encode(from_picture(picture), picture.width(), picture.height());
         self.took(tools);
@@ -437,7 +441,7 @@ impl<'s> Drawing<'s> {
             })
             .collect();
         let LoadedImage { bench, model, .. } = self.loaded;
-        let mut tools = bench.take(stop)?;
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let grid = |images: usize| Grid { images: images as u32, height: self.height as u32, width: self.width as u32 };
         if self.together == 0 {
             // As many as there is room for; one must do.
@@ -545,12 +549,33 @@ impl<'s> Drawing<'s> {
 
     fn previews(&self, step: usize, steps: usize, stop: &Stop) -> Result<Vec<Picture>, Error> {
         match self.request.preview_every {
-            Some(every) if step.is_multiple_of(every.max(1)) && step < steps => {
-                let estimates = self.sampler.denoised();
-                (0..self.request.seeds.len()).map(|image| self.pixels(estimates, image, Part::Taesd, stop)).collect()
+            Some(every) if step.is_multiple_of(every) && step < steps => {
+                let (estimates, images) = (self.sampler.denoised(), self.request.seeds.len());
+                let len = estimates.len() / images;
+                let preview = |image: usize| match self.loaded.colours.get() {
+                    Some(colours) => colours.picture(&estimates[image * len..][..len], self.width, self.height),
+                    None => self.pixels(estimates, image, Part::Taesd, stop),
+                };
+                (0..images).map(preview).collect()
             }
             Some(_) | None => Ok(Vec::new()),
         }
+    }
+
+    /// Finds what colours latents have, where previews need it.
+    fn find_colours(&self, stop: &Stop) -> Result<(), Error> {
+        let LoadedImage { bench, model, colours, .. } = self.loaded;
+        if model.part(Part::Taesd).is_some() || colours.get().is_some() {
+            return Ok(());
+        }
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
+        let part = self.loaded.autoencoder;
+        let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: Some(usize::MAX), stop };
+        let found = Colours::of(&mut autoencoder, model.config().latent_channels);
+        self.took(tools);
+        // Another session may have found the same meanwhile.
+        let _: Result<(), Colours> = colours.set(found?);
+        Ok(())
     }
 
     fn decode(&self, image: usize, stop: &Stop) -> Result<Picture, Error> {
@@ -567,7 +592,7 @@ impl<'s> Drawing<'s> {
         let len = latents.len() / self.request.seeds.len();
         let mut rows = vec![0.0; len];
         channels_last(&latents[image * len..][..len], 1, model.config().latent_channels, &mut rows, 0);
-        let mut tools = bench.take(stop)?;
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
         let pixels = autoencoder.decode(rows, self.width, self.height);
         self.took(tools);
@@ -591,14 +616,12 @@ struct Job<'p> {
 fn check(loaded: &LoadedImage, request: &ImageRequest, (width, height): (usize, usize)) -> Result<(), Error> {
     check_size(&loaded.model, (width, height))?;
     in_bounds("number of seeds", request.seeds.len(), 1, MOST_IMAGES)?;
+    in_bounds("preview_every", request.preview_every.unwrap_or(1), 1, MOST_STEPS)?;
     Prompt::parse(&request.prompt)?;
     Prompt::parse(&request.negative)?;
     let bad = |field, value: String, possible: &str| {
         Err(Cause::BadParameter { field, value, possible: possible.to_owned() }.into())
     };
-    if request.preview_every.is_some() && loaded.model.part(Part::Taesd).is_none() {
-        return bad("preview_every", "given".to_owned(), "previews need a tiny autoencoder");
-    }
     let Some(init) = &request.init else {
         if loaded.model.config().inpainting {
             return bad("init", "missing".to_owned(), "this model changes images: give one, and a mask");
@@ -618,14 +641,6 @@ fn check(loaded: &LoadedImage, request: &ImageRequest, (width, height): (usize, 
         return bad("size of the mask", size(mask.width(), mask.height()), &wanted);
     }
     Ok(())
-}
-
-fn in_bounds(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    let possible = format!("{least} to {most} are possible");
-    Err(Cause::BadParameter { field, value: value.to_string(), possible }.into())
 }
 
 /// The image without what is drawn anew, which is grey.

@@ -1,8 +1,8 @@
 //! From files to an image model that is ready to draw: plan, then load.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
 use tenure_graph::{Grid, KvType, Plan};
@@ -15,6 +15,7 @@ use crate::error::{Cause, Error};
 use crate::family::sealed;
 use crate::image::autoencoder::SIDES;
 use crate::image::bench::{Bench, PlannedNetwork, Tools};
+use crate::image::colours::Colours;
 use crate::image::conditioning::Tokenizers;
 use crate::image::options::{ImageOptions, Residency, Tiling};
 use crate::image::picture::LATENT;
@@ -32,6 +33,14 @@ impl Image {
     /// When the files are no image model Tenure can run, or parts of one are missing.
     pub fn open(paths: &ImagePaths) -> Result<Arc<ImageModel>, Error> {
         Ok(Arc::new(ImageModel::open(paths).map_err(Cause::ImageModel)?))
+    }
+
+    /// How many of CLIP's chunks a prompt takes with a model's tokenizers ([`ImageOptions::prompt_chunks`]).
+    ///
+    /// # Errors
+    /// When it is not well-formed, takes more than are possible, or the model's own tokenizer cannot be read.
+    pub fn chunks(model: &ImageModel, prompt: &str) -> Result<usize, Error> {
+        Tokenizers::open(model)?.chunks(prompt)
     }
 }
 
@@ -66,6 +75,8 @@ pub struct LoadedImage {
     pub(crate) from_images: bool,
     /// What images are made with.
     pub(crate) autoencoder: Part,
+    /// For previews, once somebody asked for them, where there is no tiny autoencoder.
+    pub(crate) colours: OnceLock<Colours>,
     held: ByteSize,
 }
 
@@ -82,10 +93,11 @@ pub struct NetworkMemory {
     pub step: ByteSize,
 }
 
-/// Tokens of the longest prompt that room is planned for: four of CLIP's chunks, and T5's longest sequence. Where all
-/// networks stay in memory there is room for more, as a rule: decoding takes most.
-const CLIP_TOKENS: usize = 4 * 77;
+/// Tokens of one of CLIP's chunks, and of T5's longest sequence.
+const CHUNK_TOKENS: usize = 77;
 const T5_TOKENS: usize = 512;
+/// The most chunks of a prompt.
+const MOST_CHUNKS: usize = 64;
 
 impl sealed::Family for Image {
     type Source = ImageModel;
@@ -171,6 +183,7 @@ impl ImagePlan {
             let possible = "multiples of 64 from 128 on are possible".to_owned();
             return Err(Cause::BadParameter { field: "tile", value: side.to_string(), possible }.into());
         }
+        in_bounds("prompt_chunks", options.prompt_chunks, 1, MOST_CHUNKS)?;
         let label = model.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let (keep, whole) = (options.residency != Residency::ByPhase, fixed_tile(options.tiling));
         let planner = Planner { device, model, options, size };
@@ -249,6 +262,7 @@ impl ImagePlan {
             tile: fixed_tile(self.options.tiling),
             from_images: self.options.from_images,
             autoencoder,
+            colours: OnceLock::new(),
             held,
         })
     }
@@ -296,7 +310,8 @@ impl Planner<'_> {
         let grid = |width: usize, height: usize| Grid { images: 1, height: height as u32, width: width as u32 };
         let side = tile.unwrap_or(usize::MAX);
         let (across, down) = (width.min(side), height.min(side));
-        let tokens = CLIP_TOKENS + if self.model.config().family.is_mmdit() { T5_TOKENS } else { 0 };
+        let tokens = CHUNK_TOKENS * self.options.prompt_chunks
+            + if self.model.config().family.is_mmdit() { T5_TOKENS } else { 0 };
         work.push(Work::Denoise { grid: grid(width, height), tokens, without: Vec::new() });
         let main = autoencoder(self.model, self.options);
         for part in [Part::Vae, Part::Taesd].into_iter().filter(has) {
@@ -360,6 +375,15 @@ pub(crate) fn check_size(model: &ImageModel, (width, height): (usize, usize)) ->
     }
     let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {MAX_SIDE} are possible");
     Err(Cause::BadParameter { field: "size", value: format!("{width}x{height}"), possible }.into())
+}
+
+/// Whether a number is one of those that are possible.
+pub(crate) fn in_bounds(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let possible = format!("{least} to {most} are possible");
+    Err(Cause::BadParameter { field, value: value.to_string(), possible }.into())
 }
 
 /// Pixels of the shortest and longest side.
