@@ -26,6 +26,7 @@ mod driver;
 mod faulty;
 mod fixtures;
 mod gpu;
+pub mod paint;
 mod poisoned;
 
 pub use bound::{NOTHING, bind, rows_of};

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tenure_device::{DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace};
+use tenure_device::{
+    Device, DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace,
+};
 use tenure_graph::{KvType, Plan, PlanError, WeightUse};
-use tenure_models::ModelError;
 use tenure_models::image::{DenoiserConfig, ImageModel, Part};
 use tenure_tensor::ByteSize;
 
@@ -29,14 +30,30 @@ pub(crate) struct PlannedNetwork {
 
 /// Room for one network at a time. Whoever computes takes it, and gives it back after each step.
 pub(crate) struct Bench {
+    limits: Arc<Limits>,
     free: Mutex<Option<Box<Tools>>>,
     back: Condvar,
+}
+
+/// How large steps may be; it does not change while the model is loaded.
+pub(crate) struct Limits {
+    device: Device,
+    model: Arc<ImageModel>,
+    room: Most,
+}
+
+/// The most there is.
+enum Most {
+    /// For each network's steps.
+    Kept { arena: ByteSize, scratch: ByteSize },
+    /// For one network, and what each one's weights take of it.
+    Phase { total: ByteSize, weights: BTreeMap<Network, ByteSize> },
 }
 
 /// What a network is computed with.
 pub(crate) struct Tools {
     lane: DeviceLane,
-    model: Arc<ImageModel>,
+    limits: Arc<Limits>,
     planned: BTreeMap<Network, PlannedNetwork>,
     memory: Room,
     /// What is bound.
@@ -51,8 +68,8 @@ pub(crate) struct Tools {
 enum Room {
     /// Every network's weights are there.
     Kept { networks: BTreeMap<Network, Weights>, arena: Lease, scratch: Option<Lease> },
-    /// One phase's, by turns; of `total` bytes.
-    Phase { pool: Pool, total: ByteSize, held: Option<Held> },
+    /// One phase's, by turns.
+    Phase { pool: Pool, held: Option<Held> },
 }
 
 /// One network's memory.
@@ -71,7 +88,11 @@ const NAP: Duration = Duration::from_millis(20);
 
 impl Bench {
     pub(crate) fn new(tools: Tools) -> Self {
-        Bench { free: Mutex::new(Some(Box::new(tools))), back: Condvar::new() }
+        Bench { limits: tools.limits.clone(), free: Mutex::new(Some(Box::new(tools))), back: Condvar::new() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Waits until nobody else computes.
@@ -146,9 +167,10 @@ impl Tools {
             let own: Vec<Lease> = segments.by_ref().take(plan.placement.segments.len()).collect();
             networks.insert(network, bring(&mut lane, &model, network, plan, &own, progress, stop)?);
         }
+        let most = Most::Kept { arena: arena.bytes(), scratch: scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes) };
         Ok(Tools {
+            limits: Arc::new(Limits { device: lane.device().clone(), model, room: most }),
             lane,
-            model,
             planned,
             memory: Room::Kept { networks, arena, scratch },
             current: None,
@@ -164,62 +186,33 @@ impl Tools {
         reservation: Reservation,
     ) -> Result<Self, Error> {
         let lane = reservation.device().open_lane()?;
-        let total = reservation.remaining();
+        let device = lane.device().clone();
+        let of_weights = |planned: &PlannedNetwork| -> ByteSize {
+            planned.placement.segments.iter().map(|&bytes| device.backend().round_up(bytes)).sum()
+        };
+        let weights = planned.iter().map(|(&network, planned)| (network, of_weights(planned))).collect();
+        let room = Most::Phase { total: reservation.remaining(), weights };
         Ok(Tools {
+            limits: Arc::new(Limits { device, model, room }),
             lane,
-            model,
             planned,
-            memory: Room::Phase { pool: reservation.into_pool(), total, held: None },
+            memory: Room::Phase { pool: reservation.into_pool(), held: None },
             current: None,
             brought: Duration::ZERO,
             told: None,
         })
     }
 
-    /// Whether there is room for a step.
-    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
-        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
-        Ok(self.has_room(work.network(), &plan))
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Columns of the denoiser's prompt.
     pub(crate) fn prompt_width(&self) -> usize {
-        match &self.model.config().denoiser {
+        match &self.limits.model.config().denoiser {
             DenoiserConfig::Mmdit(facts) => facts.context,
             DenoiserConfig::Unet(_) => 0,
         }
-    }
-
-    fn of_model(&self, source: ModelError) -> Error {
-        Cause::Model { path: self.model.path().to_owned(), source }.into()
-    }
-
-    /// Whether there is room for the steps of `plan`, of `network`.
-    fn has_room(&self, network: Network, plan: &Plan) -> bool {
-        let (needs, scratch) = (plan.arena(), self.lane.device().backend().scratch(plan));
-        match &self.memory {
-            Room::Kept { arena, scratch: held, .. } => {
-                needs <= arena.bytes() && scratch <= held.as_ref().map_or(ByteSize::ZERO, Lease::bytes)
-            }
-            Room::Phase { .. } => self.rounded(needs) + self.rounded(scratch) <= self.beside_weights(network),
-        }
-    }
-
-    /// What there is for arena and scratch of a network's steps.
-    fn beside_weights(&self, network: Network) -> ByteSize {
-        match &self.memory {
-            Room::Kept { arena, scratch, .. } => arena.bytes() + scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes),
-            Room::Phase { total, .. } => {
-                let planned = self.planned.get(&network);
-                let segments = planned.map_or(&[][..], |planned| &planned.placement.segments);
-                total.saturating_sub(segments.iter().map(|&bytes| self.rounded(bytes)).sum())
-            }
-        }
-    }
-
-    /// The bytes a segment of so many takes.
-    fn rounded(&self, bytes: ByteSize) -> ByteSize {
-        self.lane.device().backend().round_up(bytes)
     }
 
     /// The program of `work`; its weights are brought in where they are not there.
@@ -235,13 +228,9 @@ impl Tools {
 
     fn bind(&mut self, work: &Work, stop: &Stop) -> Result<Program, Error> {
         let network = work.network();
-        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
+        let plan = self.limits.plan(work)?;
         let backend = self.lane.device().backend();
         backend.supports(&plan, KvType::F32)?;
-        if !self.has_room(network, &plan) {
-            let (needed, held) = (plan.arena() + backend.scratch(&plan), self.beside_weights(network));
-            return Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into());
-        }
         let needed = (plan.arena(), backend.scratch(&plan));
         self.enter(network, needed, stop)?;
         let (weights, arena, scratch) = match &self.memory {
@@ -262,9 +251,9 @@ impl Tools {
     /// Sees to it that a network's memory is there, with an arena and scratch of so many bytes; another's makes room for
     /// it.
     fn enter(&mut self, network: Network, needed: (ByteSize, ByteSize), stop: &Stop) -> Result<(), Error> {
-        let room = self.beside_weights(network);
+        let room = self.limits.beside_weights(network);
         let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
-        let Room::Phase { pool, held, .. } = &mut self.memory else { return Ok(()) };
+        let Room::Phase { pool, held } = &mut self.memory else { return Ok(()) };
         if held.as_ref().is_some_and(|held| held.network == network && held.holds(needed)) {
             return Ok(());
         }
@@ -291,12 +280,60 @@ impl Tools {
                         told.tell(network, ByteSize::new(done), total);
                     }
                 };
-                bring(&mut self.lane, &self.model, network, planned, &segments, &progress, stop)?
+                bring(&mut self.lane, &self.limits.model, network, planned, &segments, &progress, stop)?
             }
         };
         *held = Some(Held { network, weights, arena, scratch });
         self.brought += begun.elapsed();
         Ok(())
+    }
+}
+
+impl Limits {
+    /// The recorded step of `work`.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn plan(&self, work: &Work) -> Result<Plan, Error> {
+        let (plan, network) = (self.record(work)?, work.network());
+        if self.has_room(network, &plan) {
+            return Ok(plan);
+        }
+        let needed = plan.arena() + self.device.backend().scratch(&plan);
+        let held = self.beside_weights(network);
+        Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into())
+    }
+
+    /// Whether there is room for a step.
+    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
+        Ok(self.has_room(work.network(), &self.record(work)?))
+    }
+
+    fn record(&self, work: &Work) -> Result<Plan, Error> {
+        let of_model = |source| Cause::Model { path: self.model.path().to_owned(), source };
+        Ok(work.record(&self.model).map_err(of_model)?)
+    }
+
+    /// Whether there is room for the steps of `plan`, of `network`.
+    fn has_room(&self, network: Network, plan: &Plan) -> bool {
+        let backend = self.device.backend();
+        let (needs, needs_scratch) = (plan.arena(), backend.scratch(plan));
+        match &self.room {
+            Most::Kept { arena, scratch } => needs <= *arena && needs_scratch <= *scratch,
+            Most::Phase { .. } => {
+                backend.round_up(needs) + backend.round_up(needs_scratch) <= self.beside_weights(network)
+            }
+        }
+    }
+
+    /// What there is for arena and scratch of a network's steps.
+    fn beside_weights(&self, network: Network) -> ByteSize {
+        match &self.room {
+            Most::Kept { arena, scratch } => *arena + *scratch,
+            Most::Phase { total, weights } => {
+                total.saturating_sub(weights.get(&network).copied().unwrap_or(ByteSize::ZERO))
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Colours {
 /// The side of what is decoded, in latents, where there is room; and of its squares, each of which is of one latent: a
 /// decoder is used to such that are like their neighbours.
 const SIDES: [usize; 2] = [16, 8];
-const SQUARE: usize = 2;
+const SQUARE: usize = 4;
 /// Squares for each number that is looked for.
 const SQUARES: usize = 4;
 /// What is added to each channel's squares, for each latent: colours hardly depend on it, and are defined.
@@ -33,7 +33,7 @@ impl Colours {
         let part = autoencoder.part;
         let mut side = SIDES[SIDES.len() - 1];
         for larger in SIDES {
-            if autoencoder.tools.has_room_for(&Work::decode(part, larger, larger))? {
+            if autoencoder.tools.limits().has_room_for(&Work::decode(part, larger, larger))? {
                 side = larger;
                 break;
             }

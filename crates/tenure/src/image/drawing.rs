@@ -136,9 +136,8 @@ pub struct Drawn {
     pub timings: [(Phase, Duration); 5],
 }
 
-/// The most answers computed together, the most images of a batch, the most steps.
+/// The most answers computed together, the most steps.
 const TOGETHER: usize = 8;
-const MOST_IMAGES: usize = 256;
 const MOST_STEPS: usize = 1000;
 
 impl<'s> Drawing<'s> {
@@ -172,6 +171,9 @@ impl<'s> Drawing<'s> {
         }
 
         let (width, height) = (width / LATENT, height / LATENT);
+        // What does not fit is refused before anything of its size is allocated.
+        let grid = Grid { images: 1, height: height as u32, width: width as u32 };
+        loaded.bench.limits().plan(&Work::Denoise { grid, tokens: 1, without: Vec::new() })?;
         let elements = loaded.model.config().latent_channels * width * height;
         let images = request.seeds.len();
         let mut sampler = DiffusionSampler::new(&process, method, &settings, elements * images)?;
@@ -448,7 +450,7 @@ impl<'s> Drawing<'s> {
             self.together = 1;
             for count in (2..=TOGETHER.min(jobs.len())).rev() {
                 let work = Work::Denoise { grid: grid(count), tokens: self.prompt.tokens, without: Vec::new() };
-                if tools.has_room_for(&work)? {
+                if tools.limits().has_room_for(&work)? {
                     self.together = count;
                     break;
                 }
@@ -615,7 +617,7 @@ struct Job<'p> {
 /// Whether a request can be met, as far as its numbers go.
 fn check(loaded: &LoadedImage, request: &ImageRequest, (width, height): (usize, usize)) -> Result<(), Error> {
     check_size(&loaded.model, (width, height))?;
-    in_bounds("number of seeds", request.seeds.len(), 1, MOST_IMAGES)?;
+    in_bounds("number of seeds", request.seeds.len(), 1, ImageRequest::MOST_IMAGES)?;
     in_bounds("preview_every", request.preview_every.unwrap_or(1), 1, MOST_STEPS)?;
     Prompt::parse(&request.prompt)?;
     Prompt::parse(&request.negative)?;

@@ -94,7 +94,7 @@ pub struct ImageRequest {
     pub sigmas: Option<SigmaRule>,
     /// The shift of a flow model's schedule.
     pub shift: Option<f64>,
-    /// One image for each seed.
+    /// One image for each seed; [`ImageRequest::MOST_IMAGES`] at most.
     pub seeds: Vec<u64>,
     /// Whose random numbers the seeds stand for.
     pub noise: NoiseKind,
@@ -107,7 +107,7 @@ pub struct ImageRequest {
     pub noise_latents: Option<Vec<f32>>,
     /// Estimates of the images are shown after every so many steps: by the tiny autoencoder in full size, if the model has
     /// one; or else one pixel for each latent, an eighth of the size, by a linear map that is found with the model's own
-    /// decoder before the first image (it decodes one or two of 128 by 128 pixels).
+    /// decoder before the first image (it decodes a few of 128 by 128 pixels).
     pub preview_every: Option<usize>,
     /// Is told how loading goes, where networks are brought in while images are drawn ([`Residency::ByPhase`]).
     pub loading: Option<Loading>,
@@ -116,6 +116,9 @@ pub struct ImageRequest {
 }
 
 impl ImageRequest {
+    /// The most images of one request.
+    pub const MOST_IMAGES: usize = 256;
+
     /// An image of `prompt` as the family wants it, with seed 0.
     pub fn new(prompt: impl Into<String>) -> Self {
         ImageRequest {
