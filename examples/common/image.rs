@@ -196,6 +196,7 @@ impl ImageParts {
                 Some(ResidencyArg::Phase) => Residency::ByPhase,
             },
             access,
+            ..ImageOptions::default()
         }
     }
 }

@@ -33,7 +33,8 @@ fn previews_need_no_autoencoder_and_change_nothing() {
         let model = load(&engine, &ImageOptions { residency, ..options(128, 96) });
         let held = engine.report();
         let mut session = model.session();
-        for (prompt, seed) in [("a red circle", 1), ("a blue circle on a white background", 2), ("a green square", 3)] {
+        let prompts = [("a red circle", 1), ("a blue circle on a white background", 2)];
+        for (prompt, seed) in prompts.into_iter().take(if residency == Residency::Keep { 2 } else { 1 }) {
             let seeds = vec![seed, seed + 10];
             let wanted = || ImageRequest { seeds: seeds.clone(), ..request(prompt, (128, 96), 8) };
             let mut drawing = session.draw(ImageRequest { preview_every: Some(2), ..wanted() }).expect("can be met");
@@ -50,7 +51,6 @@ fn previews_need_no_autoencoder_and_change_nothing() {
                 let want = reduced(picture);
                 let spread = preview.rgb().iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs());
                 let mean = spread.sum::<f64>() / want.len() as f64;
-                eprintln!("{residency:?} {prompt}: {mean}");
                 assert!(mean < 16.0, "{prompt}: {mean} of 255");
             }
             let without = draw(&mut session, wanted()).expect("draws");
@@ -100,10 +100,10 @@ fn long_prompts_are_drawn_in_every_residency() {
     assert!(chunks > 8, "{chunks}");
     assert_eq!(Image::chunks(&model(), "").expect("a prompt"), 1);
     assert!(Image::chunks(&model(), &"word ".repeat(5000)).is_err());
-    let wanted = || ImageRequest { negative: "a blue square".to_owned(), ..request(&long, (128, 128), 2) };
+    let wanted = || ImageRequest { negative: "a blue square".to_owned(), ..request(&long, (64, 64), 2) };
     let mut first: Option<Drawn> = None;
     for (residency, prompt_chunks) in [(Residency::Keep, 4), (Residency::ByPhase, 4), (Residency::ByPhase, chunks)] {
-        let model = load(&engine, &ImageOptions { residency, prompt_chunks, ..options(128, 128) });
+        let model = load(&engine, &ImageOptions { residency, prompt_chunks, ..options(64, 64) });
         let held = engine.report();
         let mut session = model.session();
         for _ in 0..2 {
