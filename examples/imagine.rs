@@ -133,8 +133,7 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     tenure_examples::interrupt::cancel_on_interrupt(&cancel)?;
     let model = arguments.model.open()?;
     let engine = arguments.model.engine(&model)?;
-    let preset =
-        engine.plan::<Image>(&model, &arguments.model.options(None, false)).map(|plan| plan.preset().clone())?;
+    let preset = Image::preset(&model)?;
     let picture = arguments.init_img.as_deref().map(png::read).transpose()?;
     // A picture's own size, cut to what every family can draw.
     let cut = |side: usize| (side / 16 * 16).max(64);

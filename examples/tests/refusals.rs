@@ -197,7 +197,7 @@ fn images_that_cannot_be_drawn_are_refused() {
         (&["--init-img", "/nowhere/at/all.png"], "Io"),
         (&["--init-img", "/dev/zero"], "NotAFile"),
         (&["--device", "gpu"], "BadParameter"),
-        (&["--budget", "1K"], "BudgetExceeded"),
+        (&["--budget", "1K"], "TooLarge"),
         (&["--sampler", "none"], "BadParameter"),
         (&["--sigmas", "1,2"], "UnsortedSigmas"),
         (&["--tile", "100"], "BadParameter"),

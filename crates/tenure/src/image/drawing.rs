@@ -77,7 +77,7 @@ struct Start {
 pub enum Phase {
     /// Networks are brought into memory, where not all stay there.
     Load,
-    /// Prompts are encoded.
+    /// Prompts are encoded; before that, the colours of latents are found where previews need them.
     Prompt,
     /// The image to begin with is encoded.
     Image,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
-use tenure_graph::{Grid, KvType, Plan};
+use tenure_graph::{Grid, KvType, Plan, WeightCatalog};
 use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction};
 use tenure_sampling::diffusion::{self, NoiseSchedule, Preset, Process, Variant};
 use tenure_tensor::ByteSize;
@@ -33,6 +33,14 @@ impl Image {
     /// When the files are no image model Tenure can run, or parts of one are missing.
     pub fn open(paths: &ImagePaths) -> Result<Arc<ImageModel>, Error> {
         Ok(Arc::new(ImageModel::open(paths).map_err(Cause::ImageModel)?))
+    }
+
+    /// What the family of a model wants.
+    ///
+    /// # Errors
+    /// When what the files say of the schedule cannot be.
+    pub fn preset(model: &ImageModel) -> Result<Preset, Error> {
+        Ok(Kind::of(model)?.preset)
     }
 
     /// How many of CLIP's chunks a prompt takes with a model's tokenizers ([`ImageOptions::prompt_chunks`]).
@@ -134,11 +142,6 @@ impl LoadPlan<Image> {
     /// The files and what was recognised of them.
     pub fn model(&self) -> &ImageModel {
         &self.inner.model
-    }
-
-    /// What the family of the model wants.
-    pub fn preset(&self) -> &Preset {
-        &self.inner.kind.preset
     }
 
     /// Width and height of the largest image, in pixels.
@@ -369,12 +372,21 @@ fn fixed_tile(tiling: Tiling) -> Option<usize> {
 /// Whether the model can draw images of a size.
 pub(crate) fn check_size(model: &ImageModel, (width, height): (usize, usize)) -> Result<(), Error> {
     let step = if model.config().family.is_mmdit() { 2 * LATENT } else { LATENT };
-    let sound = |side: usize| (MIN_SIDE..=MAX_SIDE).contains(&side) && side.is_multiple_of(step);
+    let longest = longest_side(model);
+    let sound = |side: usize| (MIN_SIDE..=longest).contains(&side) && side.is_multiple_of(step);
     if sound(width) && sound(height) {
         return Ok(());
     }
-    let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {MAX_SIDE} are possible");
+    let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {longest} are possible");
     Err(Cause::BadParameter { field: "size", value: format!("{width}x{height}"), possible }.into())
+}
+
+/// Pixels of the longest side a model can draw: transformers know so many positions.
+fn longest_side(model: &ImageModel) -> usize {
+    let table = model.part(Part::Denoiser).filter(|_| model.config().family.is_mmdit());
+    let Some(spec) = table.and_then(|weights| weights.find("pos_embed.pos_embed")) else { return MAX_SIDE };
+    let positions = spec.shape.elements().unwrap_or(0) / spec.shape.cols().max(1);
+    (positions.isqrt() * 2 * LATENT).min(MAX_SIDE)
 }
 
 /// Whether a number is one of those that are possible.
