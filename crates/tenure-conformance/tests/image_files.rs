@@ -182,7 +182,7 @@ fn a_quantised_denoiser_draws_with_encoders_of_other_files() {
         let tensors: Vec<Tensor> = paint().into_iter().filter_map(bare).map(of).collect();
         let kernels = tensors.iter().filter(|tensor| tensor.dtype == wanted && tensor.shape.ends_with(&[3, 3]));
         assert!(kernels.count() > 20);
-        let narrow = |tensor: &Tensor| (tensor.dtype == wanted && tensor.cols() % 256 > 0).then_some(256);
+        let narrow = |tensor: &Tensor| (tensor.dtype == wanted && !tensor.cols().is_multiple_of(256)).then_some(256);
         let (file, twin) = (gguf("denoiser.gguf", &tensors, narrow), decoded("denoiser-decoded.gguf", &tensors));
         let paths = |model: &Temporary| ImagePaths {
             vae: Some(fixture()),

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use tenure::diffusion::{Guidance, Method, SigmaRule, Spacing};
 use tenure::{
-    ByteSize, Cpu, CpuOptions, Deadline, Device, Drawn, Engine, Error, ErrorKind, Image, ImageModel, ImageOptions,
-    ImagePaths, ImageRequest, ImageSession, Init, LoadOptions, Mask, ModelHandle, Picture, Residency, Tiling,
-    WeightStore,
+    ByteSize, Cpu, CpuOptions, Deadline, Device, Engine, ErrorKind, Image, ImageOptions, ImageRequest, ImageSession,
+    Init, LoadOptions, Mask, Picture, Residency, Tiling, WeightStore,
 };
 use tenure_conformance::checks::{nth_failures, same_bits, soon};
 use tenure_conformance::paint::{draw, fixture, load, model, options, paths, request};
