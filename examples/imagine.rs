@@ -33,8 +33,8 @@ struct Arguments {
     #[arg(long, allow_negative_numbers = true)]
     cfg_scale: Option<f32>,
     /// Shares of the steps from and to which it leads more strongly, such as 0.2,0.8.
-    #[arg(long, value_delimiter = ',', num_args = 2)]
-    cfg_interval: Option<Vec<f64>>,
+    #[arg(long, value_parser = interval)]
+    cfg_interval: Option<(f64, f64)>,
     /// How much of the prompt's own deviation is given back, 0 to 1.
     #[arg(long, allow_negative_numbers = true)]
     cfg_rescale: Option<f32>,
@@ -230,9 +230,7 @@ fn request(
 ) -> Result<ImageRequest, Refusal> {
     let mut guidance = Guidance { scale: arguments.cfg_scale.unwrap_or(usual.scale), ..usual.clone() };
     guidance.rescale = arguments.cfg_rescale.unwrap_or(guidance.rescale);
-    if let Some(&[from, to]) = arguments.cfg_interval.as_deref() {
-        guidance.interval = (from, to);
-    }
+    guidance.interval = arguments.cfg_interval.unwrap_or(guidance.interval);
     if let Some(layers) = &arguments.skip_layers {
         guidance.skip_layers = Some(SkipLayers { layers: layers.clone(), ..SkipLayers::sd35_medium() });
     }
@@ -401,6 +399,12 @@ fn method(name: &str) -> Result<Method, String> {
 
 fn rule(name: &str) -> Result<SigmaRule, String> {
     SigmaRule::named(name).ok_or_else(|| known(SigmaRule::NAMED.map(|(name, ..)| name)))
+}
+
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let (from, to) = text.split_once(',').ok_or("expected FROM,TO")?;
+    let share = |text: &str| text.parse::<f64>().map_err(|error| format!("{text}: {error}"));
+    Ok((share(from)?, share(to)?))
 }
 
 fn known<const N: usize>(names: [&str; N]) -> String {

@@ -176,7 +176,7 @@ fn paint() -> String {
 #[test]
 fn images_that_cannot_be_drawn_are_refused() {
     let (paint, text, many) = (paint(), fixture("llama-f32.gguf"), "word ".repeat(5000));
-    let cases: [(&[&str], &str); 28] = [
+    let cases: [(&[&str], &str); 30] = [
         (&["-W", "0", "-H", "0"], "BadParameter"),
         (&["-W", "-64", "-H", "64"], "BadParameter"),
         (&["-W", "100", "-H", "100"], "BadParameter"),
@@ -190,6 +190,8 @@ fn images_that_cannot_be_drawn_are_refused() {
         (&["--cfg-scale", "NaN"], "BadDiffusion"),
         (&["--cfg-scale", "1e30"], "BadDiffusion"),
         (&["--cfg-rescale", "-1"], "BadDiffusion"),
+        (&["--cfg-interval", "0.9,0.1"], "BadDiffusion"),
+        (&["--cfg-interval", "0.9"], "BadParameter"),
         (&["--preview", "0"], "BadParameter"),
         (&["-p", &many], "TooManyChunks"),
         (&["-n", &many], "TooManyChunks"),
@@ -319,7 +321,7 @@ fn a_picture_carries_what_made_it() {
         assert!(text.contains(part), "{part}");
     }
     // The same again, from a picture, and of a prompt in other letters.
-    assert_eq!(draw(&["-p", "a red circle", "-n", "a blue square"]).1, bytes);
+    assert_eq!(draw(&["-p", "a red circle", "-n", "a blue square", "--cfg-interval", "0,1"]).1, bytes);
     let (_, changed) = draw(&["-p", "\u{8d64}\u{3044}\u{5186}", "--init-img", out_path, "--strength", "0.5"]);
     assert!(String::from_utf8_lossy(&changed).contains("\u{8d64}\u{3044}\u{5186}"));
     let store = tenure::WeightStore::open(&latents).expect("was written");
