@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tenure::diffusion::{Guidance, Method, NoiseKind, SigmaRule, SkipLayers, Spacing};
-use tenure::{Cancel, Deadline, Drawn, Image, ImageRequest, Init, Phase, Picture, Warning, WeightStore};
+use tenure::{Cancel, Deadline, Drawn, Image, ImageRequest, Init, Loading, Phase, Picture, Warning, WeightStore};
 use tenure_examples::cli::{Refusal, memory, note, parsed, run};
 use tenure_examples::image::{ImageArgs, ResidencyArg, networks};
 use tenure_examples::{png, progress};
@@ -33,8 +33,8 @@ struct Arguments {
     #[arg(long, allow_negative_numbers = true)]
     cfg_scale: Option<f32>,
     /// Shares of the steps from and to which it leads more strongly, such as 0.2,0.8.
-    #[arg(long, value_delimiter = ',', num_args = 2)]
-    cfg_interval: Option<Vec<f64>>,
+    #[arg(long, value_parser = interval)]
+    cfg_interval: Option<(f64, f64)>,
     /// How much of the prompt's own deviation is given back, 0 to 1.
     #[arg(long, allow_negative_numbers = true)]
     cfg_rescale: Option<f32>,
@@ -89,7 +89,7 @@ struct Arguments {
     /// Where the latents go, as `latents` of a safetensors file.
     #[arg(long)]
     latents_out: Option<PathBuf>,
-    /// Writes a preview after every so many steps (needs --taesd), as OUT.preview.png.
+    /// Writes a preview after every so many steps, as OUT.preview.png: by --taesd, or else an eighth of the size.
     #[arg(long)]
     preview: Option<usize>,
     /// Where the picture goes; several have their number behind the name.
@@ -129,18 +129,24 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     arguments.model.parts.residency.get_or_insert(ResidencyArg::Phase);
     let arguments = &arguments;
     let begun = Instant::now();
-    let engine = arguments.model.engine()?;
     let cancel = Cancel::new();
     tenure_examples::interrupt::cancel_on_interrupt(&cancel)?;
     let model = arguments.model.open()?;
-    let preset =
-        engine.plan::<Image>(&model, &arguments.model.options(None, false)).map(|plan| plan.preset().clone())?;
-    let init = arguments.init_img.as_deref().map(|path| init(arguments, path)).transpose()?;
-    let of_init = init.as_ref().map(|init| (init.picture.width(), init.picture.height()));
-    let default = of_init.unwrap_or((preset.width, preset.height));
-    let size = arguments.model.parts.size(Some(default))?;
+    let engine = arguments.model.engine(&model)?;
+    let preset = Image::preset(&model)?;
+    let picture = arguments.init_img.as_deref().map(png::read).transpose()?;
+    // A picture's own size, cut to what every family can draw.
+    let cut = |side: usize| (side / 16 * 16).max(64);
+    let of_picture = picture.as_ref().map(|picture| (cut(picture.width()), cut(picture.height())));
+    let size = arguments.model.parts.size(Some(of_picture.unwrap_or((preset.width, preset.height))))?;
 
-    let plan = engine.plan::<Image>(&model, &arguments.model.options(size, init.is_some()))?;
+    let mut options = arguments.model.options(size, picture.is_some());
+    let chunks = |prompt| Image::chunks(&model, prompt);
+    options.prompt_chunks = chunks(&arguments.prompt)?.max(chunks(&arguments.negative)?).max(options.prompt_chunks);
+    let plan = engine.plan::<Image>(&model, &options)?;
+    // Only now is the size known to be possible.
+    let size = plan.size();
+    let init = picture.map(|picture| init(arguments, picture, size)).transpose()?;
     let (planned, networks) = (plan.bytes(), networks(&plan));
     let handle = ImageArgs::load(&engine, plan, &cancel)?;
     let load = begun.elapsed();
@@ -218,15 +224,13 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
 fn request(
     arguments: &Arguments,
     init: Option<Init>,
-    size: Option<(usize, usize)>,
+    size: (usize, usize),
     usual: &Guidance,
     cancel: Cancel,
 ) -> Result<ImageRequest, Refusal> {
     let mut guidance = Guidance { scale: arguments.cfg_scale.unwrap_or(usual.scale), ..usual.clone() };
     guidance.rescale = arguments.cfg_rescale.unwrap_or(guidance.rescale);
-    if let Some(&[from, to]) = arguments.cfg_interval.as_deref() {
-        guidance.interval = (from, to);
-    }
+    guidance.interval = arguments.cfg_interval.unwrap_or(guidance.interval);
     if let Some(layers) = &arguments.skip_layers {
         guidance.skip_layers = Some(SkipLayers { layers: layers.clone(), ..SkipLayers::sd35_medium() });
     }
@@ -234,9 +238,16 @@ fn request(
         let moment = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         moment.map_or(0, |moment| u64::from(moment.subsec_nanos()) ^ moment.as_secs() << 8) & u64::from(u32::MAX)
     });
+    let batch = match arguments.batch {
+        batch @ 1..=ImageRequest::MOST_IMAGES => batch as u64,
+        other => {
+            let message = format!("a batch of {other} pictures; 1 to {} are possible", ImageRequest::MOST_IMAGES);
+            return Err(Refusal::new("BadParameter", message));
+        }
+    };
     Ok(ImageRequest {
         negative: arguments.negative.clone(),
-        size,
+        size: Some(size),
         steps: arguments.steps,
         guidance: Some(guidance),
         method: arguments.sampler,
@@ -247,7 +258,7 @@ fn request(
         }),
         sigmas: arguments.sigmas.clone().map(SigmaRule::Sigmas).or(arguments.schedule.clone()),
         shift: arguments.shift,
-        seeds: (0..arguments.batch as u64).map(|i| seed.wrapping_add(i)).collect(),
+        seeds: (0..batch).map(|i| seed.wrapping_add(i)).collect(),
         noise: match arguments.rng {
             RngArg::Cpu => NoiseKind::TorchCpu,
             RngArg::Cuda => NoiseKind::TorchCuda { resident_threads: u32::MAX },
@@ -256,19 +267,39 @@ fn request(
         init,
         noise_latents: arguments.init_latents.as_deref().map(read_latents).transpose()?,
         preview_every: arguments.preview,
+        loading: Some(shown_loading()),
         cancel,
         ..ImageRequest::new(arguments.prompt.clone())
     })
 }
 
-/// The picture to begin with, at the size asked for or else at its own, cut to what is possible.
-fn init(arguments: &Arguments, path: &Path) -> Result<Init, Refusal> {
-    let own = png::read(path, None)?;
-    let cut = |side: usize| (side / 16 * 16).max(64);
-    let size = arguments.model.parts.size(Some((cut(own.width()), cut(own.height()))))?;
-    let picture = png::read(path, size)?;
+/// A bar for each network that is brought in while pictures are drawn.
+fn shown_loading() -> Loading {
+    let bar = progress::bytes("loading");
+    Loading::new(move |network, done, total| {
+        if done == total {
+            return bar.finish_and_clear();
+        }
+        if bar.is_finished() {
+            bar.reset();
+        }
+        bar.set_message(format!("loading the {network}"));
+        bar.set_length(total.get());
+        bar.set_position(done.get());
+    })
+}
+
+/// The picture to begin with, brought to a size.
+fn init(arguments: &Arguments, picture: Picture, (width, height): (usize, usize)) -> Result<Init, Refusal> {
+    let picture = png::fitted(picture, (width, height))?;
     let mut mask = arguments.mask.as_deref().map(png::read_mask).transpose()?;
     if let Some(given) = mask.take() {
+        // Before it is grown, which takes its time for a large one.
+        if (given.width(), given.height()) != (width, height) {
+            let (own_width, own_height) = (given.width(), given.height());
+            let message = format!("the mask has {own_width}x{own_height} pixels, the picture {width}x{height}");
+            return Err(Refusal::new("BadParameter", message));
+        }
         let (mut given, grown) = (if arguments.mask_invert { given.inverted() } else { given }, arguments.mask_grow);
         if grown > 0 {
             given = given.grown(grown);
@@ -368,6 +399,12 @@ fn method(name: &str) -> Result<Method, String> {
 
 fn rule(name: &str) -> Result<SigmaRule, String> {
     SigmaRule::named(name).ok_or_else(|| known(SigmaRule::NAMED.map(|(name, ..)| name)))
+}
+
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let (from, to) = text.split_once(',').ok_or("expected FROM,TO")?;
+    let share = |text: &str| text.parse::<f64>().map_err(|error| format!("{text}: {error}"));
+    Ok((share(from)?, share(to)?))
 }
 
 fn known<const N: usize>(names: [&str; N]) -> String {

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, ValueEnum};
 use serde_json::{Value, json};
 use tenure::{
     ByteSize, Cancel, Cpu, CpuOptions, Device, Engine, KvType, LoadOptions, LoadPlan, Mirostat, ModelHandle, Offload,
-    SamplerParams, Stop, Text, TextOptions, Vulkan, VulkanOptions, WeightAccess, WeightStore,
+    SamplerParams, Stop, Text, TextOptions, Vulkan, WeightAccess, WeightStore,
 };
 
 use crate::device::{DeviceArg, OffloadArg, list_devices};
@@ -250,9 +250,7 @@ impl ModelArgs {
     /// # Errors
     /// When there is no such device.
     pub fn vulkan(&self) -> Result<Option<Vulkan>, Refusal> {
-        let Some(device) = self.device.resolve() else { return Ok(None) };
-        let options = VulkanOptions { device, budget: self.budget, ..VulkanOptions::default() };
-        Ok(Some(Vulkan::open(&options).map_err(tenure::Error::from)?))
+        self.device.open(self.budget)
     }
 
     /// Whether these arguments mean the processor.

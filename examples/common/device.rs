@@ -4,8 +4,8 @@ use std::io::Write;
 use std::str::FromStr;
 
 use serde_json::{Value, json};
-use tenure::Offload;
 use tenure::vulkan::{DeviceKind, DeviceSelector, VulkanError, devices};
+use tenure::{ByteSize, Offload, Vulkan, VulkanOptions};
 
 use crate::cli::Refusal;
 
@@ -48,6 +48,16 @@ impl DeviceArg {
                 Some(DeviceSelector::Index(discrete.index))
             }
         }
+    }
+
+    /// Opens the GPU meant, if one is, with so many bytes of its memory.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn open(&self, budget: Option<ByteSize>) -> Result<Option<Vulkan>, Refusal> {
+        let Some(device) = self.resolve() else { return Ok(None) };
+        let options = VulkanOptions { device, budget, ..VulkanOptions::default() };
+        Ok(Some(Vulkan::open(&options).map_err(tenure::Error::from)?))
     }
 }
 
@@ -108,7 +118,7 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
                 "api": device.api,
                 "kind": device.kind.to_string(),
                 "memory_bytes": device.memory.get(),
-                "free_bytes": device.free.map(tenure::ByteSize::get),
+                "free_bytes": device.free.map(ByteSize::get),
                 "features": device.features.to_string(),
                 "kernels": device.features.kernels().to_string(),
             })

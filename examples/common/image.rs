@@ -6,11 +6,12 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tenure::{
-    ByteSize, Cancel, CpuOptions, Engine, Image, ImageModel, ImageOptions, ImagePaths, LoadOptions, LoadPlan,
+    ByteSize, Cancel, CpuOptions, Device, Engine, Image, ImageModel, ImageOptions, ImagePaths, LoadOptions, LoadPlan,
     ModelHandle, NetworkMemory, Residency, Stop, Tiling, WeightAccess,
 };
 
-use crate::cli::{Refusal, bytes};
+use crate::cli::{Refusal, bytes, note};
+use crate::device::DeviceArg;
 
 /// Which image model, and how it is held.
 #[derive(Args, Clone)]
@@ -19,6 +20,13 @@ pub struct ImageArgs {
     /// a tiny model that draws coloured shapes.
     #[arg(short = 'm', long = "model")]
     pub model: Option<String>,
+    /// Where it is computed: `cpu`, `vulkan` (the best GPU), `vulkan:0` (by number), `vulkan:NAME` (by part of its name),
+    /// or `auto` (a discrete GPU if there is one that can draw, or else the processor).
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceArg,
+    /// Show the GPUs that can be used, and end.
+    #[arg(long)]
+    pub list_devices: bool,
     /// Threads that compute [default: physical cores].
     #[arg(short = 't', long)]
     pub threads: Option<usize>,
@@ -101,11 +109,26 @@ impl ImageArgs {
         self.parts.options(size, from_images, access)
     }
 
-    /// An engine as these arguments want it.
+    /// An engine for a model, as these arguments want it.
     ///
     /// # Errors
-    /// When threads cannot be started.
-    pub fn engine(&self) -> Result<Engine, Refusal> {
+    /// When threads cannot be started, or there is no such device.
+    pub fn engine(&self, model: &Arc<ImageModel>) -> Result<Engine, Refusal> {
+        if let Some(vulkan) = self.device.open(self.budget)? {
+            let budget = vulkan.budget();
+            let engine = Engine::on(Device::new(Arc::new(vulkan), budget));
+            let refused = engine.plan::<Image>(model, &self.options(None, false)).err();
+            match refused.filter(|error| error.class() == "UnsupportedOp") {
+                None => return Ok(engine),
+                Some(error) if self.device == DeviceArg::Auto => {
+                    note(format_args!("{error}; the processor draws instead\n"));
+                }
+                Some(error) => {
+                    let message = format!("images cannot be drawn there yet: {error}; --device cpu draws them");
+                    return Err(Refusal::new("UnsupportedOp", message));
+                }
+            }
+        }
         Ok(Engine::cpu(CpuOptions { threads: self.threads, budget: self.budget, ..CpuOptions::default() })?)
     }
 
@@ -173,6 +196,7 @@ impl ImageParts {
                 Some(ResidencyArg::Phase) => Residency::ByPhase,
             },
             access,
+            ..ImageOptions::default()
         }
     }
 }

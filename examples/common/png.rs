@@ -33,17 +33,30 @@ pub fn write(path: &Path, picture: &Picture, parameters: &str) -> Result<(), Ref
     writer.finish().map_err(|error| fail(&error))
 }
 
-/// Reads a picture (PNG, JPEG) and brings it to a size, if one is given.
+/// Reads a picture (PNG, JPEG).
 ///
 /// # Errors
-/// When the file cannot be read.
-pub fn read(path: &Path, size: Option<(usize, usize)>) -> Result<Picture, Refusal> {
-    let mut image = open(path)?;
-    if let Some((width, height)) = size.filter(|&(w, h)| (w as u32, h as u32) != (image.width(), image.height())) {
-        image = image.resize_to_fill(width as u32, height as u32, image::imageops::FilterType::Lanczos3);
-    }
-    let rgb = image.into_rgb8();
+/// When the file cannot be read, or has too many pixels.
+pub fn read(path: &Path) -> Result<Picture, Refusal> {
+    let rgb = open(path)?.into_rgb8();
     Ok(Picture::new(rgb.width() as usize, rgb.height() as usize, rgb.into_raw())?)
+}
+
+/// A picture brought to a size, whose middle it fills.
+///
+/// # Errors
+/// When there is no such size.
+pub fn fitted(picture: Picture, (width, height): (usize, usize)) -> Result<Picture, Refusal> {
+    if (picture.width(), picture.height()) == (width, height) {
+        return Ok(picture);
+    }
+    let bad = |of: &str| Refusal::new("BadParameter", format!("{of} cannot be brought to {width}x{height} pixels"));
+    let side = |side: usize| u32::try_from(side).map_err(|_| bad("a picture"));
+    let (own_width, own_height) = (side(picture.width())?, side(picture.height())?);
+    let rgb = image::RgbImage::from_raw(own_width, own_height, picture.into_rgb()).ok_or_else(|| bad("a picture"))?;
+    let filter = image::imageops::FilterType::Lanczos3;
+    let rgb = image::DynamicImage::from(rgb).resize_to_fill(side(width)?, side(height)?, filter).into_rgb8();
+    Ok(Picture::new(width, height, rgb.into_raw())?)
 }
 
 /// Reads a mask: white where the picture is drawn anew.
@@ -55,8 +68,21 @@ pub fn read_mask(path: &Path) -> Result<Mask, Refusal> {
     Ok(Mask::from_bytes(grey.width() as usize, grey.height() as usize, grey.as_raw())?)
 }
 
+/// The most pixels of a picture that is read.
+const MOST_PIXELS: u64 = 100_000_000;
+
 fn open(path: &Path) -> Result<image::DynamicImage, Refusal> {
     let io = |error: std::io::Error| Refusal::new("Io", format!("{}: {error}", path.display()));
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(io)?;
-    reader.decode().map_err(|error| Refusal::new("BadImage", format!("{}: {error}", path.display())))
+    let bad = |error: image::ImageError| Refusal::new("BadImage", format!("{}: {error}", path.display()));
+    // A pipe or device may have no end.
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Refusal::new("NotAFile", format!("{}: it is no file", path.display())));
+    }
+    let reader = || ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(io);
+    let (width, height) = reader()?.into_dimensions().map_err(bad)?;
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let message = format!("{}: {width}x{height} pixels, {MOST_PIXELS} are the most", path.display());
+        return Err(Refusal::new("ImageTooLarge", message));
+    }
+    reader()?.decode().map_err(bad)
 }

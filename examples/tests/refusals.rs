@@ -83,7 +83,7 @@ fn help_and_version_are_no_errors() {
 /// Whatever GPUs the machine has, and whether it has any.
 #[test]
 fn devices_are_listed_and_absent_ones_refused() {
-    for name in ["bench", "chat", "generate", "perplexity", "plan"] {
+    for name in ["bench", "chat", "generate", "imagine", "perplexity", "plan"] {
         let output = run(name, &["--list-devices"]);
         assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
         assert!(output.stdout.starts_with(b"cpu\n"), "{name}: {output:?}");
@@ -175,14 +175,31 @@ fn paint() -> String {
 
 #[test]
 fn images_that_cannot_be_drawn_are_refused() {
-    let (paint, text) = (paint(), fixture("llama-f32.gguf"));
-    let cases: [(&[&str], &str); 13] = [
+    let (paint, text, many) = (paint(), fixture("llama-f32.gguf"), "word ".repeat(5000));
+    let cases: [(&[&str], &str); 30] = [
         (&["-W", "0", "-H", "0"], "BadParameter"),
         (&["-W", "-64", "-H", "64"], "BadParameter"),
         (&["-W", "100", "-H", "100"], "BadParameter"),
         (&["-W", "100000", "-H", "100000"], "BadParameter"),
         (&["--steps", "0"], "BadParameter"),
+        (&["--steps", "18446744073709551615"], "BadParameter"),
         (&["--batch", "0"], "BadParameter"),
+        (&["--batch", "1000"], "BadParameter"),
+        (&["--batch", "18446744073709551615"], "BadParameter"),
+        (&["--seed", "-1"], "BadParameter"),
+        (&["--cfg-scale", "NaN"], "BadDiffusion"),
+        (&["--cfg-scale", "1e30"], "BadDiffusion"),
+        (&["--cfg-rescale", "-1"], "BadDiffusion"),
+        (&["--cfg-interval", "0.9,0.1"], "BadDiffusion"),
+        (&["--cfg-interval", "0.9"], "BadParameter"),
+        (&["--preview", "0"], "BadParameter"),
+        (&["-p", &many], "TooManyChunks"),
+        (&["-n", &many], "TooManyChunks"),
+        (&["-W", "100000", "-H", "100000", "--init-img", &text], "BadImage"),
+        (&["--init-img", "/nowhere/at/all.png"], "Io"),
+        (&["--init-img", "/dev/zero"], "NotAFile"),
+        (&["--device", "gpu"], "BadParameter"),
+        (&["--budget", "1K"], "TooLarge"),
         (&["--sampler", "none"], "BadParameter"),
         (&["--sigmas", "1,2"], "UnsortedSigmas"),
         (&["--tile", "100"], "BadParameter"),
@@ -200,6 +217,85 @@ fn images_that_cannot_be_drawn_are_refused() {
     }
     assert_eq!(refused("imagine", &["--json", "-m", &text]), "TextModel");
     assert_eq!(refused("generate", &["--json", "-m", &paint]), "NoMetadata");
+}
+
+/// A PNG's chunk.
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let body = [&kind[..], data].concat();
+    // CRC-32 as PNG has it (ISO 3309).
+    let mut crc = u32::MAX;
+    for byte in &body {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+        }
+    }
+    [&(data.len() as u32).to_be_bytes()[..], &body, &(!crc).to_be_bytes()].concat()
+}
+
+#[test]
+fn pictures_that_cannot_be_read_are_refused() {
+    let (paint, file, mask) = (paint(), scratch("init.png"), scratch("mask.png"));
+    let (path, mask_path) = (file.to_str().expect("UTF-8"), mask.to_str().expect("UTF-8"));
+    let draw = |more: &[&str]| {
+        let small = ["--json", "-m", &paint, "--steps", "2", "--init-img", path, "-o", "/nowhere/x.png"];
+        refused("imagine", &[&small[..], more].concat())
+    };
+    // A hundred bytes that say 65,535 by 65,535 pixels.
+    let header = |side: u32| [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    let signature = b"\x89PNG\r\n\x1a\n";
+    let large = [&signature[..], &chunk(b"IHDR", &header(65535)), &chunk(b"IDAT", &[]), &chunk(b"IEND", &[])].concat();
+    std::fs::write(&file, &large).expect("writable");
+    assert_eq!(draw(&[]), "ImageTooLarge");
+    // A text that grows from nothing to a gibibyte is not kept.
+    let bomb = [b"comment\0\0".as_slice(), &[0x78, 0x9c], &vec![0; 1 << 16]].concat();
+    let bombed = [&signature[..], &chunk(b"IHDR", &header(64)), &chunk(b"zTXt", &bomb), &chunk(b"IEND", &[])].concat();
+    std::fs::write(&file, &bombed).expect("writable");
+    assert_eq!(draw(&[]), "BadImage");
+
+    let picture = tenure::Picture::new(64, 64, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect()).expect("sound");
+    tenure_examples::png::write(&file, &picture, "").expect("writable");
+    let whole = std::fs::read(&file).expect("was written");
+    for end in [0, 1, 8, 20, 33, 60, whole.len() / 2, whole.len() - 20] {
+        std::fs::write(&file, &whole[..end]).expect("writable");
+        assert_eq!(draw(&[]), "BadImage", "{end} bytes");
+    }
+    std::fs::write(&file, &whole).expect("writable");
+    for strength in ["0", "1.5", "-1", "NaN"] {
+        assert_eq!(draw(&["--strength", strength]), "BadDiffusion", "{strength}");
+    }
+    for size in [["-W", "100000", "-H", "100000"], ["-W", "100", "-H", "100"], ["-W", "-8", "-H", "64"]] {
+        assert_eq!(draw(&size), "BadParameter", "{size:?}");
+    }
+    let other = tenure::Picture::new(72, 64, vec![255; 72 * 64 * 3]).expect("sound");
+    tenure_examples::png::write(&mask, &other, "").expect("writable");
+    assert_eq!(draw(&["--mask", mask_path]), "BadParameter");
+    for file in [file, mask] {
+        std::fs::remove_file(file).expect("ours");
+    }
+}
+
+/// Images are drawn on the processor; a GPU that has no kernels for them says so.
+#[test]
+fn a_gpu_that_cannot_draw_is_refused() {
+    let listed = run("plan", &["--list-devices", "--json"]);
+    let answer: Value = serde_json::from_slice(&listed.stdout).expect("one JSON object");
+    let found = !answer["devices"].as_array().expect("a list").is_empty();
+    let paint = paint();
+    let draw = ["--json", "-m", &paint, "-W", "64", "-H", "64", "--device", "vulkan:0"];
+    let kind = refused("imagine", &draw);
+    assert_eq!(kind == "UnsupportedOp", found, "{kind}");
+}
+
+#[test]
+fn truncated_image_models_are_refused() {
+    let whole = std::fs::read(paint()).expect("a fixture");
+    let cut = scratch("cut.safetensors");
+    for end in [0, 4, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&cut, &whole[..end]).expect("writable");
+        refused("imagine", &["--json", "-m", cut.to_str().expect("UTF-8")]);
+    }
+    std::fs::remove_file(&cut).expect("ours");
 }
 
 #[test]
@@ -225,7 +321,7 @@ fn a_picture_carries_what_made_it() {
         assert!(text.contains(part), "{part}");
     }
     // The same again, from a picture, and of a prompt in other letters.
-    assert_eq!(draw(&["-p", "a red circle", "-n", "a blue square"]).1, bytes);
+    assert_eq!(draw(&["-p", "a red circle", "-n", "a blue square", "--cfg-interval", "0,1"]).1, bytes);
     let (_, changed) = draw(&["-p", "\u{8d64}\u{3044}\u{5186}", "--init-img", out_path, "--strength", "0.5"]);
     assert!(String::from_utf8_lossy(&changed).contains("\u{8d64}\u{3044}\u{5186}"));
     let store = tenure::WeightStore::open(&latents).expect("was written");

@@ -27,6 +27,7 @@ mod faulty;
 mod fixtures;
 mod gpu;
 pub mod numbers;
+pub mod paint;
 mod poisoned;
 
 pub use bound::{NOTHING, bind, rows_of};

@@ -94,7 +94,7 @@ pub(crate) enum Cause {
     NoChatTemplate,
     #[error(
         "the {network} takes {needed} for an image and a prompt of this size, the model was loaded with {held} for it: load it for \
-         larger images"
+         larger images or longer prompts"
     )]
     ImageTooLarge { network: String, needed: tenure_tensor::ByteSize, held: tenure_tensor::ByteSize },
     #[error("{done} of {images} images are drawn")]

@@ -130,8 +130,8 @@ pub use engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 pub use error::{Error, ErrorKind};
 pub use family::{Family, ModelHandle, Released, StillInUse};
 pub use image::{
-    Drawing, Drawn, Image, ImageOptions, ImageRequest, ImageSession, Init, Mask, Network, NetworkMemory, Phase,
-    Picture, Progress, Residency, Tiling, Warning,
+    Drawing, Drawn, Image, ImageOptions, ImageRequest, ImageSession, Init, Loading, Mask, Network, NetworkMemory,
+    Phase, Picture, Progress, Residency, Tiling, Warning,
 };
 pub use tenure_cpu::{Cpu, CpuOptions};
 pub use tenure_device::{BudgetError, Cancel, Deadline, Device, Footprint, Holder, Report, SegmentKind, Stop, Wanted};

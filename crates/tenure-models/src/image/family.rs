@@ -60,7 +60,7 @@ impl ImageFamily {
             768 => ImageFamily::Sd1,
             1024 => ImageFamily::Sd2,
             // Other sizes than the published: SD 2 has matrices where SD 1 has kernels of one pixel.
-            _ if denoiser.find(UNET_PROJECTION).is_some_and(|spec| spec.shape.rank() == 2) => ImageFamily::Sd2,
+            _ if denoiser.rank_in_file(UNET_PROJECTION) == Some(2) => ImageFamily::Sd2,
             _ => ImageFamily::Sd1,
         })
     }

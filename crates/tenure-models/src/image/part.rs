@@ -50,7 +50,8 @@ impl fmt::Display for Part {
 /// The tensors of one part, by the names that diffusers or transformers (without a `text_model.`) have for them.
 ///
 /// A tensor is a view of one of the file's: all of it, some of its rows, two ranges of rows exchanged, a matrix turned
-/// over, or blocks decoded to f16 where the file's rows are not the tensor's.
+/// over, or blocks decoded: vectors and the like to f32; to f16 where the rows of the file are not those of the tensor, or are turned
+/// over.
 #[derive(Clone, Debug)]
 pub struct PartWeights {
     part: Part,
@@ -197,6 +198,12 @@ impl PartWeights {
     /// The dimension `at` of the tensor called `name`.
     pub(crate) fn dim(&self, name: &str, at: usize) -> Option<usize> {
         self.find(name)?.shape.dims().get(at).copied()
+    }
+
+    /// Dimensions that the file has of the tensor called `name`, which may be more than are seen here.
+    pub(crate) fn rank_in_file(&self, name: &str) -> Option<usize> {
+        let tensor = self.store.tensors().nth(self.view(name)?.source)?;
+        Some(shape_of(self.part, &self.store, tensor).ok()?.rank())
     }
 
     /// [`PartWeights::dim`] of a tensor that the part must have.

@@ -8,26 +8,24 @@ use crate::image::names::Take;
 /// Bytes of a source read at once, where it is not read straight into the caller's buffer.
 const BAND: usize = 256 << 10;
 
-/// What decoded blocks are given as.
-const DECODED: DType = DType::F16;
-
 /// A tensor of a part: its name and shape, and where its bytes come from.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) spec: TensorSpec,
     /// The place of the file's tensor in its store.
     pub(crate) source: usize,
+    /// Whether the source's blocks are decoded to the type of `spec`.
+    decoded: bool,
     form: Form,
 }
 
+/// Where bytes of the source are wanted, which are those of its elements decoded where the view is of another type.
 #[derive(Clone, Debug)]
 enum Form {
-    /// These bytes of the source, one behind the other.
+    /// These, one behind the other.
     Pieces([Piece; 2]),
-    /// A source of `rows` rows and `cols` columns, column by column.
+    /// Those of a matrix of `rows` rows and `cols` columns, column by column.
     Transposed { rows: usize, cols: usize },
-    /// Blocks that do not end where rows do, decoded; from this element of the source on.
-    Decoded { first: usize },
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,49 +52,48 @@ impl View {
         tensor: &StoredTensor,
         shape: &Shape,
     ) -> Result<View, Unfit> {
-        let dtype = tensor.spec().dtype;
-        let bytes = tensor.bytes().get();
+        let stored = tensor.spec().dtype;
         let matrix = match *shape.dims() {
             // The blocks of a kernel of one pixel are those of the matrix that it is.
-            [n, k, 1, 1] if dtype.is_block() => Shape::from([n, k]),
+            [n, k, 1, 1] if stored.is_block() => Shape::from([n, k]),
             _ => shape.clone(),
         };
         let (shape, dims) = (&matrix, matrix.dims());
         let outer = dims.first().copied().unwrap_or(1);
-        // Another shape than the file's own may have rows that are not whole blocks.
-        let decoded = dtype.row_bytes(shape.cols()).is_none();
-        if decoded && !dtype.is_computable() {
+        // Blocks are decoded where another shape than the file's own has rows that are not whole blocks, where elements
+        // are exchanged one by one, and where plain numbers are wanted: also of vectors, which stable-diffusion.cpp
+        // quantises too.
+        let plain = take == Take::Numbers || dims.len() < 2;
+        let apart = stored.row_bytes(shape.cols()).is_none() || take == Take::Transposed;
+        let decoded = stored.is_block() && (plain || apart);
+        if decoded && !stored.is_computable() {
             return Err(Unfit::Blocks);
         }
-        let whole = [Piece { start: 0, len: bytes }, Piece::default()];
-        let (dtype, whole) = if decoded { (DECODED, Form::Decoded { first: 0 }) } else { (dtype, Form::Pieces(whole)) };
+        let (dtype, bytes) = if decoded {
+            let dtype = if plain { DType::F32 } else { DType::F16 };
+            (dtype, (shape.elements().unwrap_or(0) * dtype.block_bytes()) as u64)
+        } else {
+            (stored, tensor.bytes().get())
+        };
+        let whole = Form::Pieces([Piece { start: 0, len: bytes }, Piece::default()]);
         let (shape, form) = match take {
-            Take::Whole => (shape.clone(), whole),
+            Take::Whole | Take::Numbers => (shape.clone(), whole),
             Take::Part { at, of } => {
                 let rows =
                     Some(outer / of.max(1)).filter(|rows| rows * of == outer && *rows > 0).ok_or(Unfit::Shape)?;
                 let len = bytes / of as u64;
-                let form = match whole {
-                    Form::Decoded { .. } => Form::Decoded { first: shape.elements().unwrap_or(0) / of * at },
-                    _ => Form::Pieces([Piece { start: len * at as u64, len }, Piece::default()]),
-                };
+                let form = Form::Pieces([Piece { start: len * at as u64, len }, Piece::default()]);
                 (with_outer(dims, rows), form)
             }
             Take::Swapped => {
                 if !outer.is_multiple_of(2) || outer == 0 {
                     return Err(Unfit::Shape);
                 }
-                if decoded {
-                    return Err(Unfit::Blocks);
-                }
                 let len = bytes / 2;
                 (shape.clone(), Form::Pieces([Piece { start: len, len }, Piece { start: 0, len }]))
             }
             Take::Transposed => {
                 let &[rows, cols] = dims else { return Err(Unfit::Shape) };
-                if tensor.spec().dtype.is_block() {
-                    return Err(Unfit::Blocks);
-                }
                 (Shape::from([cols, rows]), Form::Transposed { rows, cols })
             }
             Take::Pixel => match *dims {
@@ -110,7 +107,7 @@ impl View {
                 _ => return Err(Unfit::Shape),
             },
         };
-        Ok(View { spec: TensorSpec { name, dtype, shape }, source, form })
+        Ok(View { spec: TensorSpec { name, dtype, shape }, source, decoded, form })
     }
 
     /// Reads `buf.len()` bytes from `offset` on.
@@ -123,22 +120,24 @@ impl View {
             return Err(fault(store, source, kind));
         }
         match &self.form {
-            Form::Pieces(pieces) => read_pieces(store, source, pieces, offset, buf),
-            &Form::Transposed { rows, cols } => read_transposed(store, source, rows, cols, offset, buf),
-            &Form::Decoded { first } => read_decoded(store, source, first, offset, buf),
+            Form::Pieces(pieces) => self.read_pieces(store, source, pieces, offset, buf),
+            &Form::Transposed { rows, cols } => self.read_transposed(store, source, rows, cols, offset, buf),
         }
     }
 
     /// The bytes as they lie in the mapped file, where they do in one piece.
     pub(crate) fn map(&self, store: &WeightStore, trust: TrustFile) -> Result<Option<MappedTensor>, WeightsError> {
         let Form::Pieces([piece, Piece { len: 0, .. }]) = &self.form else { return Ok(None) };
+        if self.decoded {
+            return Ok(None);
+        }
         let source = self.source_in(store)?;
         Ok(store.map(source, trust)?.part(piece.start, piece.len))
     }
 
     /// Whether its bytes lie in the file as they are, in one piece.
     pub(crate) fn is_contiguous(&self) -> bool {
-        matches!(self.form, Form::Pieces([_, Piece { len: 0, .. }]))
+        !self.decoded && matches!(self.form, Form::Pieces([_, Piece { len: 0, .. }]))
     }
 
     /// Its size.
@@ -152,6 +151,84 @@ impl View {
             let kind = ErrorKind::ReadOutOfTensor { tensor: Shown::new(&self.spec.name), offset: 0, len: 0, bytes: 0 };
             WeightsError::new(store.files().next().unwrap_or("".as_ref()), kind)
         })
+    }
+    /// Bytes of the source, or of its elements decoded.
+    fn read_plain(
+        &self,
+        store: &WeightStore,
+        source: &StoredTensor,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        if self.decoded {
+            read_decoded(store, source, self.spec.dtype, offset, buf)
+        } else {
+            store.read_at(source, offset, buf)
+        }
+    }
+
+    fn read_pieces(
+        &self,
+        store: &WeightStore,
+        source: &StoredTensor,
+        pieces: &[Piece],
+        offset: u64,
+        mut buf: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let mut skip = offset;
+        for piece in pieces {
+            let left = piece.len.saturating_sub(skip).min(buf.len() as u64) as usize;
+            let (now, rest) = std::mem::take(&mut buf).split_at_mut_checked(left).unwrap_or_default();
+            if !now.is_empty() {
+                self.read_plain(store, source, piece.start + skip, now)?;
+            }
+            buf = rest;
+            skip = skip.saturating_sub(piece.len);
+        }
+        Ok(())
+    }
+
+    /// Reads the source in bands of rows and puts each element where it belongs.
+    fn read_transposed(
+        &self,
+        store: &WeightStore,
+        source: &StoredTensor,
+        rows: usize,
+        cols: usize,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        // Only then is the matrix known to have a size.
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let size = self.spec.dtype.block_bytes();
+        let (row, column) = (cols * size, rows * size);
+        let start = offset as usize;
+        let end = start + buf.len();
+        // Columns of the source that are asked for.
+        let wanted = start / column..(end - 1) / column + 1;
+        let band_rows = (BAND / row).clamp(1, rows);
+        let mut band = buffer(store, source, band_rows * row)?;
+        for first in (0..rows).step_by(band_rows) {
+            let count = band_rows.min(rows - first);
+            let Some(band) = band.get_mut(..count * row) else { break };
+            self.read_plain(store, source, (first * row) as u64, band)?;
+            for (r, line) in band.chunks_exact(row).enumerate() {
+                for col in wanted.clone() {
+                    // The element's place among the bytes asked for; only part of it may be.
+                    let at = (col * rows + first + r) * size;
+                    let (from, to) = (at.max(start), (at + size).min(end));
+                    if from < to
+                        && let Some(target) = buf.get_mut(from - start..to - start)
+                        && let Some(bytes) = line.get(col * size + (from - at)..col * size + (to - at))
+                    {
+                        target.copy_from_slice(bytes);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -167,83 +244,21 @@ fn fault(store: &WeightStore, source: &StoredTensor, kind: ErrorKind) -> Weights
     WeightsError::new(store.files().nth(source.file()).unwrap_or("".as_ref()), kind)
 }
 
-fn read_pieces(
-    store: &WeightStore,
-    source: &StoredTensor,
-    pieces: &[Piece],
-    offset: u64,
-    mut buf: &mut [u8],
-) -> Result<(), WeightsError> {
-    let mut skip = offset;
-    for piece in pieces {
-        let left = piece.len.saturating_sub(skip).min(buf.len() as u64) as usize;
-        let (now, rest) = std::mem::take(&mut buf).split_at_mut_checked(left).unwrap_or_default();
-        if !now.is_empty() {
-            store.read_at(source, piece.start + skip, now)?;
-        }
-        buf = rest;
-        skip = skip.saturating_sub(piece.len);
-    }
-    Ok(())
-}
-
-/// Reads the source in bands of rows and puts each element where it belongs.
-fn read_transposed(
-    store: &WeightStore,
-    source: &StoredTensor,
-    rows: usize,
-    cols: usize,
-    offset: u64,
-    buf: &mut [u8],
-) -> Result<(), WeightsError> {
-    // Only then is the matrix known to have a size.
-    if buf.is_empty() {
-        return Ok(());
-    }
-    let size = source.spec().dtype.block_bytes();
-    let (row, column) = (cols * size, rows * size);
-    let start = offset as usize;
-    let end = start + buf.len();
-    // Columns of the source that are asked for.
-    let wanted = start / column..(end - 1) / column + 1;
-    let band_rows = (BAND / row).clamp(1, rows);
-    let mut band = buffer(store, source, band_rows * row)?;
-    for first in (0..rows).step_by(band_rows) {
-        let count = band_rows.min(rows - first);
-        let Some(band) = band.get_mut(..count * row) else { break };
-        store.read_at(source, (first * row) as u64, band)?;
-        for (r, line) in band.chunks_exact(row).enumerate() {
-            for col in wanted.clone() {
-                // The element's place among the bytes asked for; only part of it may be.
-                let at = (col * rows + first + r) * size;
-                let (from, to) = (at.max(start), (at + size).min(end));
-                if from < to
-                    && let Some(target) = buf.get_mut(from - start..to - start)
-                    && let Some(bytes) = line.get(col * size + (from - at)..col * size + (to - at))
-                {
-                    target.copy_from_slice(bytes);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Decodes the blocks that the bytes asked for lie in.
+/// Bytes of the source's elements as numbers of the type `wanted`: decodes the blocks that they lie in.
 fn read_decoded(
     store: &WeightStore,
     source: &StoredTensor,
-    first: usize,
+    wanted: DType,
     offset: u64,
     buf: &mut [u8],
 ) -> Result<(), WeightsError> {
     if buf.is_empty() {
         return Ok(());
     }
-    let size = DECODED.block_bytes();
+    let size = wanted.block_bytes();
     let dtype = source.spec().dtype;
     let (block, block_bytes) = (dtype.block_len(), dtype.block_bytes());
-    let (start, end) = (first * size + offset as usize, first * size + offset as usize + buf.len());
+    let (start, end) = (offset as usize, offset as usize + buf.len());
     let blocks = start / (block * size)..end.div_ceil(block * size);
     let at_once = (BAND / block_bytes).max(1);
     let mut raw = buffer(store, source, at_once.min(blocks.len()) * block_bytes)?;
@@ -257,7 +272,7 @@ fn read_decoded(
         };
         store.read_at(source, (now * block_bytes) as u64, raw)?;
         decoded.clear();
-        let done = codec::dequantize(dtype, raw, values).and_then(|()| codec::quantize(DECODED, values, &mut decoded));
+        let done = codec::dequantize(dtype, raw, values).and_then(|()| codec::quantize(wanted, values, &mut decoded));
         done.map_err(|_| {
             let got = Shown::new(dtype.name());
             fault(store, source, ErrorKind::BadDtype { tensor: Shown::new(&source.spec().name), got })

@@ -484,6 +484,65 @@ fn elements_in_other_rows_are_found() {
     assert!(matches!(error, ModelError::BadPartTensor { part: Part::Denoiser, .. }), "{error:?}");
 }
 
+/// stable-diffusion.cpp quantises whatever has rows of whole blocks: norms, the projection that is turned over, and the
+/// table of T5's biases too.
+#[test]
+fn blocks_are_decoded_where_they_cannot_stay() {
+    let values = |tensor: &Tensor| {
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        codec::dequantize(tensor.dtype, &tensor.bytes, &mut values).expect("has a codec");
+        values
+    };
+    let coded = |dtype: DType, values: &[f32]| {
+        let mut bytes = Vec::new();
+        codec::quantize(dtype, values, &mut bytes).expect("plain");
+        bytes
+    };
+    let folder = Folder::new();
+    for dtype in [DType::Q8_0, DType::Q4_1, DType::BF16, DType::F16] {
+        let mut tensors = model(Model::Sdxl).0;
+        tensors.retain(|tensor| !tensor.shape.is_empty());
+        for tensor in &mut tensors {
+            if tensor.shape.last().is_some_and(|cols| cols % 32 == 0) {
+                *tensor = Tensor::counted(&tensor.name, dtype, &tensor.shape);
+            }
+        }
+        let opened = ImageModel::open(&ImagePaths::new(folder.gguf("m.gguf", &[], &tensors))).expect("sound");
+        let clip = opened.require(Part::ClipG).expect("there is one");
+        let source = tensors.last_of("embedders.1.model.text_projection");
+        let (rows, cols) = (source.shape[0], source.shape[1]);
+        let (plain, turned) = (values(source), clip.find("text_projection.weight").expect("there is one"));
+        let columns = (0..rows * cols).map(|at| plain[at % rows * cols + at / rows]);
+        assert_eq!(turned.dtype, if dtype.is_block() { DType::F16 } else { dtype });
+        assert_eq!(turned.shape.dims(), [cols, rows]);
+        let want = coded(turned.dtype, &columns.collect::<Vec<_>>());
+        assert!(bytes_of(clip, "text_projection.weight") == want, "{dtype}");
+        let mut some = vec![0; 77];
+        clip.read_at("text_projection.weight", 99, &mut some).expect("readable");
+        assert!(some == want[99..99 + 77], "{dtype}");
+
+        let norm = clip.find("final_layer_norm.weight").expect("there is one");
+        assert_eq!(norm.dtype, if dtype.is_block() { DType::F32 } else { dtype });
+        let want = coded(norm.dtype, &values(tensors.last_of("embedders.1.model.ln_final.weight")));
+        assert!(bytes_of(clip, "final_layer_norm.weight") == want, "{dtype}");
+        assert_eq!(clip.is_contiguous("final_layer_norm.weight"), !dtype.is_block());
+    }
+    // The keys' biases of T5 are numbers, in rows of 32.
+    let mut model = Spoilt::new(Model::Sd35).without("text_encoders.t5xxl.");
+    let mut tensors = fixture("t5-gguf").tensors("");
+    let name = "enc.blk.0.attn_rel_b.weight";
+    for tensor in &mut tensors {
+        if tensor.name == name {
+            *tensor = Tensor::counted(name, DType::Q8_0, &[32, 32]);
+        }
+    }
+    model.paths.t5 = Some(model.folder.gguf("t5.gguf", &[], &tensors));
+    let opened = model.open().expect("sound");
+    let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+    let got = bytes_of(opened.require(Part::T5).expect("given"), bias);
+    assert!(got == coded(DType::F32, &values(tensors.last_of(name))));
+}
+
 #[test]
 fn t5_is_found_in_llama_cpps_names_and_under_either_name_of_its_table() {
     let gguf = fixture("t5-gguf");

@@ -102,7 +102,7 @@ impl Autoencoder<'_> {
     fn largest(&self, width: usize, height: usize, work: &dyn Fn(usize, usize) -> Work) -> Result<usize, Error> {
         let whole = width.max(height);
         for side in std::iter::once(whole).chain(SIDES.into_iter().filter(|&side| side < whole)) {
-            if self.tools.has_room_for(&work(width.min(side), height.min(side)))? {
+            if self.tools.limits().has_room_for(&work(width.min(side), height.min(side)))? {
                 return Ok(side);
             }
         }

@@ -2,16 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tenure_device::{DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace};
+use tenure_device::{
+    Device, DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace,
+};
 use tenure_graph::{KvType, Plan, PlanError, WeightUse};
-use tenure_models::ModelError;
 use tenure_models::image::{DenoiserConfig, ImageModel, Part};
 use tenure_tensor::ByteSize;
 
 use crate::error::{Cause, Error};
+use crate::image::options::Loading;
 use crate::image::work::{Network, Work};
 use crate::text::carve_all;
 use crate::weights::{Placement, WeightSource};
@@ -27,20 +30,47 @@ pub(crate) struct PlannedNetwork {
 
 /// Room for one network at a time. Whoever computes takes it, and gives it back after each step.
 pub(crate) struct Bench {
+    limits: Arc<Limits>,
     free: Mutex<Option<Box<Tools>>>,
     back: Condvar,
+}
+
+/// How large steps may be; it does not change while the model is loaded.
+pub(crate) struct Limits {
+    device: Device,
+    model: Arc<ImageModel>,
+    room: Most,
+}
+
+/// The most there is.
+enum Most {
+    /// For each network's steps.
+    Kept { arena: ByteSize, scratch: ByteSize },
+    /// For one network, and what each one's weights take of it.
+    Phase { total: ByteSize, weights: BTreeMap<Network, ByteSize> },
 }
 
 /// What a network is computed with.
 pub(crate) struct Tools {
     lane: DeviceLane,
-    model: Arc<ImageModel>,
+    limits: Arc<Limits>,
     planned: BTreeMap<Network, PlannedNetwork>,
     memory: Room,
     /// What is bound.
     current: Option<(Work, Program)>,
-    /// Time spent on bringing networks in, ever.
-    brought: Duration,
+    /// What was spent, ever.
+    spent: Spent,
+    /// Who has taken the tools wants to be told of networks that are brought in.
+    told: Option<Loading>,
+}
+
+/// What work took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    /// Time on bringing networks in.
+    pub(crate) brought: Duration,
+    /// Operations of networks, as [`tenure_graph::Plan::operations`] counts them.
+    pub(crate) operations: u64,
 }
 
 /// The model's memory.
@@ -67,16 +97,23 @@ const NAP: Duration = Duration::from_millis(20);
 
 impl Bench {
     pub(crate) fn new(tools: Tools) -> Self {
-        Bench { free: Mutex::new(Some(Box::new(tools))), back: Condvar::new() }
+        Bench { limits: tools.limits.clone(), free: Mutex::new(Some(Box::new(tools))), back: Condvar::new() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Waits until nobody else computes.
-    pub(crate) fn take(&self, stop: &Stop) -> Result<Taken<'_>, Error> {
+    ///
+    /// `loading` is told of networks that are brought in meanwhile.
+    pub(crate) fn take(&self, loading: Option<&Loading>, stop: &Stop) -> Result<Taken<'_>, Error> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             stop.check()?;
-            if let Some(tools) = free.take() {
-                return Ok(Taken { bench: self, before: tools.brought, tools: Some(tools) });
+            if let Some(mut tools) = free.take() {
+                tools.told = loading.cloned();
+                return Ok(Taken { bench: self, before: tools.spent, tools: Some(tools) });
             }
             free = self.back.wait_timeout(free, NAP).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -87,13 +124,16 @@ impl Bench {
 pub(crate) struct Taken<'b> {
     bench: &'b Bench,
     tools: Option<Box<Tools>>,
-    before: Duration,
+    before: Spent,
 }
 
 impl Taken<'_> {
-    /// Time spent on bringing networks in since the tools were taken.
-    pub(crate) fn brought(&self) -> Duration {
-        self.brought.saturating_sub(self.before)
+    /// What was spent since the tools were taken.
+    pub(crate) fn spent(&self) -> Spent {
+        Spent {
+            brought: self.spent.brought.saturating_sub(self.before.brought),
+            operations: self.spent.operations.saturating_sub(self.before.operations),
+        }
     }
 }
 
@@ -113,6 +153,9 @@ impl DerefMut for Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        if let Some(tools) = &mut self.tools {
+            tools.told = None;
+        }
         *self.bench.free.lock().unwrap_or_else(PoisonError::into_inner) = self.tools.take();
         self.bench.back.notify_one();
     }
@@ -136,13 +179,15 @@ impl Tools {
             let own: Vec<Lease> = segments.by_ref().take(plan.placement.segments.len()).collect();
             networks.insert(network, bring(&mut lane, &model, network, plan, &own, progress, stop)?);
         }
+        let most = Most::Kept { arena: arena.bytes(), scratch: scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes) };
         Ok(Tools {
+            limits: Arc::new(Limits { device: lane.device().clone(), model, room: most }),
             lane,
-            model,
             planned,
             memory: Room::Kept { networks, arena, scratch },
             current: None,
-            brought: Duration::ZERO,
+            spent: Spent::default(),
+            told: None,
         })
     }
 
@@ -153,51 +198,36 @@ impl Tools {
         reservation: Reservation,
     ) -> Result<Self, Error> {
         let lane = reservation.device().open_lane()?;
+        let device = lane.device().clone();
+        let of_weights = |planned: &PlannedNetwork| -> ByteSize {
+            planned.placement.segments.iter().map(|&bytes| device.backend().round_up(bytes)).sum()
+        };
+        let weights = planned.iter().map(|(&network, planned)| (network, of_weights(planned))).collect();
+        let room = Most::Phase { total: reservation.remaining(), weights };
         Ok(Tools {
+            limits: Arc::new(Limits { device, model, room }),
             lane,
-            model,
             planned,
             memory: Room::Phase { pool: reservation.into_pool(), held: None },
             current: None,
-            brought: Duration::ZERO,
+            spent: Spent::default(),
+            told: None,
         })
     }
 
-    /// Whether there is room for a step.
-    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
-        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
-        Ok(self.has_room(work.network(), &plan))
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Columns of the denoiser's prompt.
     pub(crate) fn prompt_width(&self) -> usize {
-        match &self.model.config().denoiser {
+        match &self.limits.model.config().denoiser {
             DenoiserConfig::Mmdit(facts) => facts.context,
             DenoiserConfig::Unet(_) => 0,
         }
     }
 
-    fn of_model(&self, source: ModelError) -> Error {
-        Cause::Model { path: self.model.path().to_owned(), source }.into()
-    }
-
-    /// Whether there is room for the steps of `plan`, of `network`.
-    fn has_room(&self, network: Network, plan: &Plan) -> bool {
-        let (arena, scratch) = self.room(network);
-        plan.arena() <= arena && self.lane.device().backend().scratch(plan) <= scratch
-    }
-
-    /// The largest arena and scratch of a network's steps.
-    fn room(&self, network: Network) -> (ByteSize, ByteSize) {
-        match &self.memory {
-            Room::Kept { arena, scratch, .. } => (arena.bytes(), scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)),
-            Room::Phase { .. } => {
-                self.planned.get(&network).map_or((ByteSize::ZERO, ByteSize::ZERO), |p| (p.arena, p.scratch))
-            }
-        }
-    }
-
-    /// The program of `work`; its weights are brought in where they are not there.
+    /// The program of `work`, to be run once; its weights are brought in where they are not there.
     pub(crate) fn program(&mut self, work: &Work, stop: &Stop) -> Result<&mut Program, Error> {
         if self.current.as_ref().is_none_or(|(bound, _)| bound != work) {
             self.current = None;
@@ -205,20 +235,17 @@ impl Tools {
             self.current = Some((work.clone(), program));
         }
         let (_, program) = self.current.as_mut().ok_or(PlanError::Empty)?;
+        self.spent.operations += program.plan().operations();
         Ok(program)
     }
 
     fn bind(&mut self, work: &Work, stop: &Stop) -> Result<Program, Error> {
         let network = work.network();
-        let plan = work.record(&self.model).map_err(|source| self.of_model(source))?;
+        let plan = self.limits.plan(work)?;
         let backend = self.lane.device().backend();
         backend.supports(&plan, KvType::F32)?;
-        if !self.has_room(network, &plan) {
-            let needed = plan.arena() + backend.scratch(&plan);
-            let (arena, scratch) = self.room(network);
-            return Err(Cause::ImageTooLarge { network: network.to_string(), needed, held: arena + scratch }.into());
-        }
-        self.enter(network, stop)?;
+        let needed = (plan.arena(), backend.scratch(&plan));
+        self.enter(network, needed, stop)?;
         let (weights, arena, scratch) = match &self.memory {
             Room::Kept { networks, arena, scratch } => (networks.get(&network), arena, scratch),
             Room::Phase { held: Some(held), .. } => (Some(&held.weights), &held.arena, &held.scratch),
@@ -234,24 +261,99 @@ impl Tools {
         Ok(self.lane.bind(Arc::new(plan), &memory)?)
     }
 
-    /// Sees to it that a network's memory is there; another's makes room for it.
-    fn enter(&mut self, network: Network, stop: &Stop) -> Result<(), Error> {
+    /// Sees to it that a network's memory is there, with an arena and scratch of so many bytes; another's makes room for
+    /// it.
+    fn enter(&mut self, network: Network, needed: (ByteSize, ByteSize), stop: &Stop) -> Result<(), Error> {
+        let room = self.limits.beside_weights(network);
+        let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
         let Room::Phase { pool, held } = &mut self.memory else { return Ok(()) };
-        if held.as_ref().is_some_and(|held| held.network == network) {
+        if held.as_ref().is_some_and(|held| held.network == network && held.holds(needed)) {
             return Ok(());
         }
+        let before = held.take().filter(|held| held.network == network);
+        // What the largest image takes is enough for most steps; long prompts may take more where that leaves room.
+        let round = |bytes| pool.device().backend().round_up(bytes);
+        let most = (planned.arena.max(needed.0), planned.scratch.max(needed.1));
+        let (arena, scratch) = if round(most.0) + round(most.1) <= room { most } else { needed };
         let begun = Instant::now();
-        *held = None;
-        let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
-        let arena = pool.carve(SegmentKind::Arena, planned.arena)?;
-        let scratch = (planned.scratch > ByteSize::ZERO).then(|| pool.carve(SegmentKind::Scratch, planned.scratch));
-        let scratch = scratch.transpose()?;
-        let sizes = planned.placement.segments.iter();
-        let segments = sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
-        let weights = bring(&mut self.lane, &self.model, network, planned, &segments, &|_| (), stop)?;
+        // An arena that is too small goes before the larger one comes.
+        let weights = before.map(|held| held.weights);
+        let arena = pool.carve(SegmentKind::Arena, arena)?;
+        let scratch = (scratch > ByteSize::ZERO).then(|| pool.carve(SegmentKind::Scratch, scratch)).transpose()?;
+        let weights = match weights {
+            Some(weights) => weights,
+            None => {
+                let sizes = planned.placement.segments.iter();
+                let segments =
+                    sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
+                let (total, done) = (planned.placement.resident, AtomicU64::new(0));
+                let progress = |bytes: ByteSize| {
+                    let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
+                    if let Some(told) = &self.told {
+                        told.tell(network, ByteSize::new(done), total);
+                    }
+                };
+                bring(&mut self.lane, &self.limits.model, network, planned, &segments, &progress, stop)?
+            }
+        };
         *held = Some(Held { network, weights, arena, scratch });
-        self.brought += begun.elapsed();
+        self.spent.brought += begun.elapsed();
         Ok(())
+    }
+}
+
+impl Limits {
+    /// The recorded step of `work`.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn plan(&self, work: &Work) -> Result<Plan, Error> {
+        let (plan, network) = (self.record(work)?, work.network());
+        if self.has_room(network, &plan) {
+            return Ok(plan);
+        }
+        let needed = plan.arena() + self.device.backend().scratch(&plan);
+        let held = self.beside_weights(network);
+        Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into())
+    }
+
+    /// Whether there is room for a step.
+    pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
+        Ok(self.has_room(work.network(), &self.record(work)?))
+    }
+
+    fn record(&self, work: &Work) -> Result<Plan, Error> {
+        let of_model = |source| Cause::Model { path: self.model.path().to_owned(), source };
+        Ok(work.record(&self.model).map_err(of_model)?)
+    }
+
+    /// Whether there is room for the steps of `plan`, of `network`.
+    fn has_room(&self, network: Network, plan: &Plan) -> bool {
+        let backend = self.device.backend();
+        let (needs, needs_scratch) = (plan.arena(), backend.scratch(plan));
+        match &self.room {
+            Most::Kept { arena, scratch } => needs <= *arena && needs_scratch <= *scratch,
+            Most::Phase { .. } => {
+                backend.round_up(needs) + backend.round_up(needs_scratch) <= self.beside_weights(network)
+            }
+        }
+    }
+
+    /// What there is for arena and scratch of a network's steps.
+    fn beside_weights(&self, network: Network) -> ByteSize {
+        match &self.room {
+            Most::Kept { arena, scratch } => *arena + *scratch,
+            Most::Phase { total, weights } => {
+                total.saturating_sub(weights.get(&network).copied().unwrap_or(ByteSize::ZERO))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Whether arena and scratch have so many bytes.
+    fn holds(&self, (arena, scratch): (ByteSize, ByteSize)) -> bool {
+        arena <= self.arena.bytes() && scratch <= self.scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)
     }
 }
 

@@ -65,6 +65,16 @@ impl Tokenizers {
         Ok(Tokenizers { clip, t5 })
     }
 
+    /// The chunks of a prompt.
+    pub(crate) fn chunks(&self, text: &str) -> Result<usize, Error> {
+        let prompt = Prompt::parse(text)?;
+        let mut most = 1;
+        for (_, tokenizer) in &self.clip {
+            most = most.max(ClipPrompt::new(tokenizer, &prompt, ChunkOptions::default())?.chunks().len());
+        }
+        Ok(most)
+    }
+
     /// Encodes a prompt.
     pub(crate) fn encode(
         &self,

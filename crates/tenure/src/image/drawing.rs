@@ -14,12 +14,13 @@ use tenure_tokenizer::Prompt;
 
 use crate::error::{Cause, Error};
 use crate::image::autoencoder::{Autoencoder, NUMBERS};
-use crate::image::bench::{Taken, Tools};
+use crate::image::bench::{Spent, Taken, Tools};
+use crate::image::colours::Colours;
 use crate::image::conditioning::{Conditioning, size_ids};
 use crate::image::latents::{
     channels_first, channels_last, from_picture, sinusoids, sinusoids_of_guidance, to_picture,
 };
-use crate::image::load::{LoadedImage, check_size};
+use crate::image::load::{LoadedImage, check_size, in_bounds};
 use crate::image::options::{ImageRequest, Init};
 use crate::image::picture::{LATENT, Mask, Picture};
 use crate::image::work::{Work, columns};
@@ -47,8 +48,9 @@ pub struct Drawing<'s> {
     pictures: Vec<Picture>,
     warnings: Vec<Warning>,
     timings: [(Phase, Duration); 5],
-    /// Time that the step in hand has spent on bringing networks in.
-    loading: Cell<Duration>,
+    operations: [(Phase, u64); 5],
+    /// What the step in hand has spent.
+    spent: Cell<Spent>,
 }
 
 /// What comes next.
@@ -78,7 +80,7 @@ struct Start {
 pub enum Phase {
     /// Networks are brought into memory, where not all stay there.
     Load,
-    /// Prompts are encoded.
+    /// Prompts are encoded; before that, the colours of latents are found where previews need them.
     Prompt,
     /// The image to begin with is encoded.
     Image,
@@ -135,11 +137,14 @@ pub struct Drawn {
     pub warnings: Vec<Warning>,
     /// How long each part of the work took.
     pub timings: [(Phase, Duration); 5],
+    /// Floating-point operations of the networks in each, as [`tenure_graph::Plan::operations`] counts them.
+    pub operations: [(Phase, u64); 5],
 }
 
-/// The most answers computed together, the most images of a batch, the most steps.
+const PHASES: [Phase; 5] = [Phase::Load, Phase::Prompt, Phase::Image, Phase::Denoise, Phase::Decode];
+
+/// The most answers computed together, the most steps.
 const TOGETHER: usize = 8;
-const MOST_IMAGES: usize = 256;
 const MOST_STEPS: usize = 1000;
 
 impl<'s> Drawing<'s> {
@@ -176,6 +181,9 @@ impl<'s> Drawing<'s> {
         }
 
         let (width, height) = (width / LATENT, height / LATENT);
+        // What does not fit is refused before anything of its size is allocated.
+        let grid = Grid { images: 1, height: height as u32, width: width as u32 };
+        loaded.bench.limits().plan(&Work::Denoise { grid, tokens: 1, without: Vec::new() })?;
         let elements = loaded.model.config().latent_channels * width * height;
         let images = request.seeds.len();
         let mut sampler = DiffusionSampler::new(&process, method, &settings, elements * images)?;
@@ -210,9 +218,9 @@ impl<'s> Drawing<'s> {
             together: 0,
             pictures: Vec::new(),
             warnings,
-            timings: [Phase::Load, Phase::Prompt, Phase::Image, Phase::Denoise, Phase::Decode]
-                .map(|phase| (phase, Duration::ZERO)),
-            loading: Cell::new(Duration::ZERO),
+            timings: PHASES.map(|phase| (phase, Duration::ZERO)),
+            operations: PHASES.map(|phase| (phase, 0)),
+            spent: Cell::new(Spent::default()),
             request,
         })
     }
@@ -252,8 +260,11 @@ impl<'s> Drawing<'s> {
             Next::Nothing => return Ok(None),
         };
         self.next = next;
-        let loading = self.loading.take();
-        for (of, time) in [(Phase::Load, loading), (phase, begun.elapsed().saturating_sub(loading))] {
+        let Spent { brought, operations } = self.spent.take();
+        if let Some((_, count)) = self.operations.iter_mut().find(|(of, _)| *of == phase) {
+            *count += operations;
+        }
+        for (of, time) in [(Phase::Load, brought), (phase, begun.elapsed().saturating_sub(brought))] {
             if let Some((_, spent)) = self.timings.iter_mut().find(|(other, _)| *other == of) {
                 *spent += time;
             }
@@ -278,6 +289,7 @@ impl<'s> Drawing<'s> {
             method: self.sampler.method().label(),
             warnings: self.warnings,
             timings: self.timings,
+            operations: self.operations,
         })
     }
 
@@ -288,12 +300,18 @@ impl<'s> Drawing<'s> {
 
     /// Gives the tools back, and notes what bringing networks in took.
     fn took(&self, tools: Taken<'_>) {
-        self.loading.set(self.loading.get() + tools.brought());
+        let (mut all, more) = (self.spent.get(), tools.spent());
+        all.brought += more.brought;
+        all.operations += more.operations;
+        self.spent.set(all);
     }
 
     fn encode_prompts(&mut self, stop: &Stop) -> Result<(), Error> {
         let LoadedImage { bench, tokenizers, model, .. } = self.loaded;
-        let mut tools = bench.take(stop)?;
+        if self.request.preview_every.is_some() {
+            self.find_colours(stop)?;
+        }
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let mut encode = |text: &str| tokenizers.encode(&mut tools, model, text, self.request.emphasis, stop);
         let prompt = encode(&self.request.prompt)?;
         let steps = self.sampler.steps().len();
@@ -371,7 +389,7 @@ impl<'s> Drawing<'s> {
     /// `[pixels, channels]`.
     fn encode(&self, pixels: Vec<f32>, stop: &Stop) -> Result<Vec<f32>, Error> {
         let LoadedImage { bench, model, tile, autoencoder: part, .. } = self.loaded;
-        let (mut tools, part) = (bench.take(stop)?, *part);
+        let (mut tools, part) = (bench.take(self.request.loading.as_ref(), stop)?, *part);
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
         let encoded = autoencoder.encode(pixels, self.width * LATENT, self.height * LATENT);
         self.took(tools);
@@ -458,14 +476,14 @@ impl<'s> Drawing<'s> {
             })
             .collect();
         let LoadedImage { bench, model, .. } = self.loaded;
-        let mut tools = bench.take(stop)?;
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let grid = |images: usize| Grid { images: images as u32, height: self.height as u32, width: self.width as u32 };
         if self.together == 0 {
             // As many as there is room for; one must do.
             self.together = 1;
             for count in (2..=TOGETHER.min(jobs.len())).rev() {
                 let work = Work::Denoise { grid: grid(count), tokens: self.prompt.tokens, without: Vec::new() };
-                if tools.has_room_for(&work)? {
+                if tools.limits().has_room_for(&work)? {
                     self.together = count;
                     break;
                 }
@@ -570,12 +588,33 @@ impl<'s> Drawing<'s> {
 
     fn previews(&self, step: usize, steps: usize, stop: &Stop) -> Result<Vec<Picture>, Error> {
         match self.request.preview_every {
-            Some(every) if step.is_multiple_of(every.max(1)) && step < steps => {
-                let estimates = self.sampler.denoised();
-                (0..self.request.seeds.len()).map(|image| self.pixels(estimates, image, Part::Taesd, stop)).collect()
+            Some(every) if step.is_multiple_of(every) && step < steps => {
+                let (estimates, images) = (self.sampler.denoised(), self.request.seeds.len());
+                let len = estimates.len() / images;
+                let preview = |image: usize| match self.loaded.colours.get() {
+                    Some(colours) => colours.picture(&estimates[image * len..][..len], self.width, self.height),
+                    None => self.pixels(estimates, image, Part::Taesd, stop),
+                };
+                (0..images).map(preview).collect()
             }
             Some(_) | None => Ok(Vec::new()),
         }
+    }
+
+    /// Finds what colours latents have, where previews need it.
+    fn find_colours(&self, stop: &Stop) -> Result<(), Error> {
+        let LoadedImage { bench, model, colours, .. } = self.loaded;
+        if model.part(Part::Taesd).is_some() || colours.get().is_some() {
+            return Ok(());
+        }
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
+        let part = self.loaded.autoencoder;
+        let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: Some(usize::MAX), stop };
+        let found = Colours::of(&mut autoencoder, model.config().latent_channels);
+        self.took(tools);
+        // Another session may have found the same meanwhile.
+        let _: Result<(), Colours> = colours.set(found?);
+        Ok(())
     }
 
     fn decode(&self, image: usize, stop: &Stop) -> Result<Picture, Error> {
@@ -592,7 +631,7 @@ impl<'s> Drawing<'s> {
         let len = latents.len() / self.request.seeds.len();
         let mut rows = vec![0.0; len];
         channels_last(&latents[image * len..][..len], 1, model.config().latent_channels, &mut rows, 0);
-        let mut tools = bench.take(stop)?;
+        let mut tools = bench.take(self.request.loading.as_ref(), stop)?;
         let mut autoencoder = Autoencoder { tools: &mut tools, model, part, tile: *tile, stop };
         let pixels = autoencoder.decode(rows, self.width, self.height);
         self.took(tools);
@@ -615,15 +654,13 @@ struct Job<'p> {
 /// Whether a request can be met, as far as its numbers go.
 fn check(loaded: &LoadedImage, request: &ImageRequest, (width, height): (usize, usize)) -> Result<(), Error> {
     check_size(&loaded.model, (width, height))?;
-    in_bounds("number of seeds", request.seeds.len(), 1, MOST_IMAGES)?;
+    in_bounds("number of seeds", request.seeds.len(), 1, ImageRequest::MOST_IMAGES)?;
+    in_bounds("preview_every", request.preview_every.unwrap_or(1), 1, MOST_STEPS)?;
     Prompt::parse(&request.prompt)?;
     Prompt::parse(&request.negative)?;
     let bad = |field, value: String, possible: &str| {
         Err(Cause::BadParameter { field, value, possible: possible.to_owned() }.into())
     };
-    if request.preview_every.is_some() && loaded.model.part(Part::Taesd).is_none() {
-        return bad("preview_every", "given".to_owned(), "previews need a tiny autoencoder");
-    }
     let Some(init) = &request.init else {
         if loaded.model.config().inpainting {
             return bad("init", "missing".to_owned(), "this model changes images: give one, and a mask");
@@ -643,14 +680,6 @@ fn check(loaded: &LoadedImage, request: &ImageRequest, (width, height): (usize, 
         return bad("size of the mask", size(mask.width(), mask.height()), &wanted);
     }
     Ok(())
-}
-
-fn in_bounds(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    let possible = format!("{least} to {most} are possible");
-    Err(Cause::BadParameter { field, value: value.to_string(), possible }.into())
 }
 
 /// Pixels from 0 to 1 of the image without what is drawn anew, which is halfway between.

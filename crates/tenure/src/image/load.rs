@@ -1,11 +1,11 @@
 //! From files to an image model that is ready to draw: plan, then load.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tenure_device::{Device, Footprint, SegmentKind, Stop};
-use tenure_graph::{Grid, KvType, Plan};
+use tenure_graph::{Grid, KvType, Plan, WeightCatalog};
 use tenure_models::image::{ImageFamily, ImageModel, ImagePaths, Part, Prediction, ScheduleFacts};
 use tenure_sampling::diffusion::{
     self, BetaSchedule, FlowSchedule, FlowShift, NoiseSchedule, Preset, Process, Variant,
@@ -17,6 +17,7 @@ use crate::error::{Cause, Error};
 use crate::family::sealed;
 use crate::image::autoencoder::SIDES;
 use crate::image::bench::{Bench, PlannedNetwork, Tools};
+use crate::image::colours::Colours;
 use crate::image::conditioning::Tokenizers;
 use crate::image::options::{ImageOptions, Residency, Tiling};
 use crate::image::picture::LATENT;
@@ -34,6 +35,22 @@ impl Image {
     /// When the files are no image model Tenure can run, or parts of one are missing.
     pub fn open(paths: &ImagePaths) -> Result<Arc<ImageModel>, Error> {
         Ok(Arc::new(ImageModel::open(paths).map_err(Cause::ImageModel)?))
+    }
+
+    /// What the family of a model wants.
+    ///
+    /// # Errors
+    /// When what the files say of the schedule cannot be.
+    pub fn preset(model: &ImageModel) -> Result<Preset, Error> {
+        Ok(Kind::of(model)?.preset)
+    }
+
+    /// How many of CLIP's chunks a prompt takes with a model's tokenizers ([`ImageOptions::prompt_chunks`]).
+    ///
+    /// # Errors
+    /// When it is not well-formed, takes more than are possible, or the model's own tokenizer cannot be read.
+    pub fn chunks(model: &ImageModel, prompt: &str) -> Result<usize, Error> {
+        Tokenizers::open(model)?.chunks(prompt)
     }
 }
 
@@ -68,6 +85,8 @@ pub struct LoadedImage {
     pub(crate) from_images: bool,
     /// What images are made with.
     pub(crate) autoencoder: Part,
+    /// For previews, once somebody asked for them, where there is no tiny autoencoder.
+    pub(crate) colours: OnceLock<Colours>,
     held: ByteSize,
 }
 
@@ -84,10 +103,11 @@ pub struct NetworkMemory {
     pub step: ByteSize,
 }
 
-/// Tokens of the longest prompt that room is planned for: four of CLIP's chunks, and T5's longest sequence. Where all
-/// networks stay in memory there is room for more, as a rule: decoding takes most.
-const CLIP_TOKENS: usize = 4 * 77;
+/// Tokens of one of CLIP's chunks, and of T5's longest sequence.
+const CHUNK_TOKENS: usize = 77;
 const T5_TOKENS: usize = 512;
+/// The most chunks of a prompt.
+const MOST_CHUNKS: usize = 64;
 
 impl sealed::Family for Image {
     type Source = ImageModel;
@@ -124,11 +144,6 @@ impl LoadPlan<Image> {
     /// The files and what was recognised of them.
     pub fn model(&self) -> &ImageModel {
         &self.inner.model
-    }
-
-    /// What the family of the model wants.
-    pub fn preset(&self) -> &Preset {
-        &self.inner.kind.preset
     }
 
     /// Width and height of the largest image, in pixels.
@@ -173,6 +188,7 @@ impl ImagePlan {
             let possible = "multiples of 64 from 128 on are possible".to_owned();
             return Err(Cause::BadParameter { field: "tile", value: side.to_string(), possible }.into());
         }
+        in_bounds("prompt_chunks", options.prompt_chunks, 1, MOST_CHUNKS)?;
         let label = model.path().file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         let (keep, whole) = (options.residency != Residency::ByPhase, fixed_tile(options.tiling));
         let planner = Planner { device, model, options, size };
@@ -251,6 +267,7 @@ impl ImagePlan {
             tile: fixed_tile(self.options.tiling),
             from_images: self.options.from_images,
             autoencoder,
+            colours: OnceLock::new(),
             held,
         })
     }
@@ -298,7 +315,8 @@ impl Planner<'_> {
         let grid = |width: usize, height: usize| Grid { images: 1, height: height as u32, width: width as u32 };
         let side = tile.unwrap_or(usize::MAX);
         let (across, down) = (width.min(side), height.min(side));
-        let tokens = CLIP_TOKENS + if self.model.config().family.is_mmdit() { T5_TOKENS } else { 0 };
+        let tokens = CHUNK_TOKENS * self.options.prompt_chunks
+            + if self.model.config().family.is_mmdit() { T5_TOKENS } else { 0 };
         work.push(Work::Denoise { grid: grid(width, height), tokens, without: Vec::new() });
         let main = autoencoder(self.model, self.options);
         for part in [Part::Vae, Part::Taesd].into_iter().filter(has) {
@@ -356,12 +374,30 @@ fn fixed_tile(tiling: Tiling) -> Option<usize> {
 /// Whether the model can draw images of a size.
 pub(crate) fn check_size(model: &ImageModel, (width, height): (usize, usize)) -> Result<(), Error> {
     let step = if model.config().family.is_mmdit() { 2 * LATENT } else { LATENT };
-    let sound = |side: usize| (MIN_SIDE..=MAX_SIDE).contains(&side) && side.is_multiple_of(step);
+    let longest = longest_side(model);
+    let sound = |side: usize| (MIN_SIDE..=longest).contains(&side) && side.is_multiple_of(step);
     if sound(width) && sound(height) {
         return Ok(());
     }
-    let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {MAX_SIDE} are possible");
+    let possible = format!("sides that are multiples of {step} from {MIN_SIDE} to {longest} are possible");
     Err(Cause::BadParameter { field: "size", value: format!("{width}x{height}"), possible }.into())
+}
+
+/// Pixels of the longest side a model can draw: transformers know so many positions.
+fn longest_side(model: &ImageModel) -> usize {
+    let table = model.part(Part::Denoiser).filter(|_| model.config().family.is_mmdit());
+    let Some(spec) = table.and_then(|weights| weights.find("pos_embed.pos_embed")) else { return MAX_SIDE };
+    let positions = spec.shape.elements().unwrap_or(0) / spec.shape.cols().max(1);
+    (positions.isqrt() * 2 * LATENT).min(MAX_SIDE)
+}
+
+/// Whether a number is one of those that are possible.
+pub(crate) fn in_bounds(field: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let possible = format!("{least} to {most} are possible");
+    Err(Cause::BadParameter { field, value: value.to_string(), possible }.into())
 }
 
 /// Pixels of the shortest and longest side.

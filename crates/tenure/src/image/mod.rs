@@ -2,6 +2,7 @@
 
 mod autoencoder;
 mod bench;
+mod colours;
 mod conditioning;
 mod drawing;
 mod latents;
@@ -13,7 +14,7 @@ mod work;
 
 pub use drawing::{Drawing, Drawn, Phase, Progress, Warning};
 pub use load::{Image, NetworkMemory};
-pub use options::{ImageOptions, ImageRequest, Init, Residency, Tiling};
+pub use options::{ImageOptions, ImageRequest, Init, Loading, Residency, Tiling};
 pub use picture::{Mask, Picture};
 pub use session::ImageSession;
 pub use work::Network;

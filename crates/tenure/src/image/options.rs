@@ -1,10 +1,14 @@
 //! What a caller may choose.
 
+use std::sync::Arc;
+
 use tenure_device::Cancel;
 use tenure_sampling::diffusion::{Guidance, Method, NoiseKind, SigmaRule, Spacing};
+use tenure_tensor::ByteSize;
 use tenure_tokenizer::Emphasis;
 
 use crate::image::picture::{Mask, Picture};
+use crate::image::work::Network;
 use crate::weights::WeightAccess;
 
 /// How an image model is loaded.
@@ -24,6 +28,9 @@ pub struct ImageOptions {
     pub residency: Residency,
     /// How weights are reached that the device can use as the file has them.
     pub access: WeightAccess,
+    /// Chunks of 77 CLIP tokens of the longest prompt that room is planned for, 1 to 64 ([`Image::chunks`](crate::Image)
+    /// counts them). There is room for more where decoding, or another network, takes more than the denoiser.
+    pub prompt_chunks: usize,
 }
 
 impl Default for ImageOptions {
@@ -35,6 +42,7 @@ impl Default for ImageOptions {
             tiling: Tiling::Auto,
             residency: Residency::Auto,
             access: WeightAccess::Mapped,
+            prompt_chunks: 4,
         }
     }
 }
@@ -87,7 +95,7 @@ pub struct ImageRequest {
     pub sigmas: Option<SigmaRule>,
     /// The shift of a flow model's schedule.
     pub shift: Option<f64>,
-    /// One image for each seed.
+    /// One image for each seed; [`ImageRequest::MOST_IMAGES`] at most.
     pub seeds: Vec<u64>,
     /// Whose random numbers the seeds stand for.
     pub noise: NoiseKind,
@@ -98,13 +106,20 @@ pub struct ImageRequest {
     /// The noise to begin with instead of that of the seeds: standard normal numbers, `[images, channels, height / 8,
     /// width / 8]`.
     pub noise_latents: Option<Vec<f32>>,
-    /// Estimates of the images are decoded after every so many steps, by the tiny autoencoder; needs one.
+    /// Estimates of the images are shown after every so many steps: by the tiny autoencoder in full size, if the model has
+    /// one; or else one pixel for each latent, an eighth of the size, by a linear map that is found with the model's own
+    /// decoder before the first image (it decodes a few of 128 by 128 pixels).
     pub preview_every: Option<usize>,
+    /// Is told how loading goes, where networks are brought in while images are drawn ([`Residency::ByPhase`]).
+    pub loading: Option<Loading>,
     /// Ends the drawing early.
     pub cancel: Cancel,
 }
 
 impl ImageRequest {
+    /// The most images of one request.
+    pub const MOST_IMAGES: usize = 256;
+
     /// An image of `prompt` as the family wants it, with seed 0.
     pub fn new(prompt: impl Into<String>) -> Self {
         ImageRequest {
@@ -123,8 +138,31 @@ impl ImageRequest {
             init: None,
             noise_latents: None,
             preview_every: None,
+            loading: None,
             cancel: Cancel::new(),
         }
+    }
+}
+
+/// Whom to tell how loading a network goes: which, bytes that are there, and bytes in all. Called from several threads, by
+/// [`Drawing::next`](crate::Drawing::next).
+#[derive(Clone)]
+pub struct Loading(Arc<dyn Fn(Network, ByteSize, ByteSize) + Send + Sync>);
+
+impl Loading {
+    /// Tells `told`.
+    pub fn new(told: impl Fn(Network, ByteSize, ByteSize) + Send + Sync + 'static) -> Self {
+        Loading(Arc::new(told))
+    }
+
+    pub(crate) fn tell(&self, network: Network, done: ByteSize, total: ByteSize) {
+        (self.0)(network, done, total);
+    }
+}
+
+impl std::fmt::Debug for Loading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Loading")
     }
 }
 

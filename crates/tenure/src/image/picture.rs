@@ -117,10 +117,10 @@ impl Mask {
 
     /// Blurred by a Gaussian of that standard deviation in pixels, at most 1000.
     pub fn blurred(self, deviation: f32) -> Self {
-        let deviation = deviation.min(1000.0);
         if deviation.is_nan() || deviation <= 0.0 {
             return self;
         }
+        let deviation = deviation.min(1000.0);
         let reach = (3.0 * deviation).ceil() as usize;
         let bell: Vec<f32> = (0..=reach).map(|d| (-0.5 * (d as f32 / deviation).powi(2)).exp()).collect();
         self.by_lines(|line, at| {

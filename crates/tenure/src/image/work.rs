@@ -57,6 +57,11 @@ pub(crate) enum Work {
 }
 
 impl Work {
+    /// One image of so many latents across and down, decoded.
+    pub(crate) fn decode(part: Part, width: usize, height: usize) -> Self {
+        Work::Decode { part, grid: Grid { images: 1, height: height as u32, width: width as u32 } }
+    }
+
     /// Whose weights it takes.
     pub(crate) fn network(&self) -> Network {
         match *self {

@@ -18,6 +18,8 @@ pub(crate) struct Rule {
 pub(crate) enum Take {
     /// All, as it is.
     Whole,
+    /// All, as plain numbers: blocks are decoded.
+    Numbers,
     /// Of `of` ranges of rows, equally long, the one numbered `at`.
     Part { at: usize, of: usize },
     /// The second half of the rows, then the first.
@@ -38,6 +40,11 @@ pub(crate) const fn renamed(from: &'static str, to: &'static str) -> Rule {
 /// The tensor taken whole, under its own name.
 pub(crate) const fn same(name: &'static str) -> Rule {
     renamed(name, name)
+}
+
+/// The tensor taken whole, as plain numbers, under another name.
+pub(crate) const fn numbers(from: &'static str, to: &'static str) -> Rule {
+    Rule { from, to, take: Take::Numbers }
 }
 
 /// One of three equal ranges of rows.

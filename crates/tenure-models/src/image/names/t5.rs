@@ -1,6 +1,6 @@
 //! The T5 encoder: the names of transformers, and those of llama.cpp's GGUF files.
 
-use super::rule::{Rule, renamed, same};
+use super::rule::{Rule, numbers, renamed, same};
 
 /// The names of transformers.
 pub(super) const TRANSFORMERS: &[Rule] = &[
@@ -9,7 +9,10 @@ pub(super) const TRANSFORMERS: &[Rule] = &[
     same("encoder.block.{}.layer.0.SelfAttention.k.weight"),
     same("encoder.block.{}.layer.0.SelfAttention.v.weight"),
     same("encoder.block.{}.layer.0.SelfAttention.o.weight"),
-    same("encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"),
+    numbers(
+        "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+        "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
     same("encoder.block.{}.layer.0.layer_norm.weight"),
     same("encoder.block.{}.layer.1.DenseReluDense.wi_0.weight"),
     same("encoder.block.{}.layer.1.DenseReluDense.wi_1.weight"),
@@ -31,7 +34,7 @@ pub(super) const GGUF: &[Rule] = &[
     renamed("enc.blk.{}.attn_k.weight", "encoder.block.{}.layer.0.SelfAttention.k.weight"),
     renamed("enc.blk.{}.attn_v.weight", "encoder.block.{}.layer.0.SelfAttention.v.weight"),
     renamed("enc.blk.{}.attn_o.weight", "encoder.block.{}.layer.0.SelfAttention.o.weight"),
-    renamed("enc.blk.{}.attn_rel_b.weight", "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"),
+    numbers("enc.blk.{}.attn_rel_b.weight", "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"),
     renamed("enc.blk.{}.attn_norm.weight", "encoder.block.{}.layer.0.layer_norm.weight"),
     renamed("enc.blk.{}.ffn_gate.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight"),
     renamed("enc.blk.{}.ffn_up.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_1.weight"),
