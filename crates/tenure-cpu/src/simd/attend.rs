@@ -7,10 +7,11 @@ use tenure_graph::Buckets;
 
 use crate::simd::Isa;
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
-use crate::simd::float::{Out, add, product, scale};
+use crate::simd::float::tile::{Tiles, tiles};
+use crate::simd::float::{Out, add, scale};
 
 /// Queries computed together.
-pub const QUERIES: usize = 64;
+pub const QUERIES: usize = 96;
 /// Keys computed together.
 const KEYS: usize = 128;
 
@@ -54,7 +55,13 @@ pub struct Bias<'a> {
 
 /// Floats of scratch that one call needs.
 pub const fn scratch_floats(head_dim: usize) -> usize {
-    QUERIES * KEYS + KEYS * head_dim + 2 * QUERIES * head_dim + 2 * QUERIES + DISTANCES
+    let padded = padded(head_dim);
+    QUERIES * (KEYS + head_dim + padded) + KEYS * (head_dim + padded) + 2 * QUERIES + DISTANCES
+}
+
+/// Floats that the elements of a head take where they are whole vectors of every instruction set.
+const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
 }
 
 /// Distances from the queries of a tile to its keys.
@@ -83,13 +90,19 @@ pub unsafe fn attend(
     assert!(count <= QUERIES && need(range.end, &q));
     assert!(spans.iter().all(|keys| need(keys.count, &keys.k) && need(keys.count, &keys.v)));
     assert!(scratch.len() >= scratch_floats(head_dim) && out.features == head_dim);
+    let padded = padded(head_dim);
     let (scores, rest) = scratch.split_at_mut(QUERIES * KEYS);
-    let (turned, rest) = rest.split_at_mut(KEYS * head_dim);
-    let (sums, rest) = rest.split_at_mut(QUERIES * head_dim);
-    let (parts, rest) = rest.split_at_mut(QUERIES * head_dim);
+    let (keys_packed, rest) = rest.split_at_mut(KEYS * head_dim);
+    let (values_packed, rest) = rest.split_at_mut(KEYS * padded);
+    let (scaled, rest) = rest.split_at_mut(QUERIES * head_dim);
+    let (sums, rest) = rest.split_at_mut(QUERIES * padded);
     let (largest, rest) = rest.split_at_mut(QUERIES);
     let (weights, biases) = rest.split_at_mut(QUERIES);
-    sums[..count * head_dim].fill(0.0);
+    for (row, to) in range.clone().zip(scaled.chunks_exact_mut(head_dim)) {
+        to.copy_from_slice(&q.rows[row * q.stride..][..head_dim]);
+        scale(isa, to, factor);
+    }
+    sums[..count * padded].fill(0.0);
     largest[..count].fill(f32::NEG_INFINITY);
     weights[..count].fill(0.0);
 
@@ -110,12 +123,9 @@ pub unsafe fn attend(
                 *to = bias.table[bias.buckets.of(range.end - 1, place + at) * bias.heads + bias.head];
             }
         }
-        // SAFETY: the rows were checked; the scores have room.
-        unsafe {
-            let (from_q, from_k) = (q.rows.as_ptr().add(range.start * q.stride), k.rows.as_ptr().add(first * k.stride));
-            let out = Out { base: scores.as_mut_ptr(), stride: KEYS, features: here };
-            product(isa, from_k, k.stride, from_q, q.stride, count, head_dim, out);
-        }
+        let (from, to) = (k.rows[first * k.stride..].as_ptr(), keys_packed.as_mut_ptr());
+        let (queries, into) = (scaled.as_ptr(), scores.as_mut_ptr());
+        dispatch(isa, Scores { from, stride: k.stride, here, head_dim, to, queries, count, into });
         for (at, row) in scores.chunks_exact_mut(KEYS).take(count).enumerate() {
             let (seen, behind) = row.split_at_mut(here);
             let seen_keys = if causal { (range.start + at + 1).saturating_sub(place).min(here) } else { here };
@@ -125,7 +135,6 @@ pub unsafe fn attend(
             if seen.is_empty() {
                 continue;
             }
-            scale(isa, seen, factor);
             if bias.is_some() {
                 add(isa, seen, &biases[count - 1 - at..][..seen_keys]);
             }
@@ -137,25 +146,127 @@ pub unsafe fn attend(
             largest[at] = now;
             weights[at] = weights[at] * kept + sum;
             if kept != 1.0 {
-                scale(isa, &mut sums[at * head_dim..(at + 1) * head_dim], kept);
+                scale(isa, &mut sums[at * padded..][..head_dim], kept);
             }
         }
-        for (column, to) in turned.chunks_exact_mut(KEYS).enumerate().take(head_dim) {
-            for (at, to) in to[..here].iter_mut().enumerate() {
-                *to = v.rows[(first + at) * v.stride + column];
-            }
-        }
-        // SAFETY: the scores hold `count` rows of `KEYS`, the values as many columns.
-        unsafe {
-            let out = Out { base: parts.as_mut_ptr(), stride: head_dim, features: head_dim };
-            product(isa, turned.as_ptr(), KEYS, scores.as_ptr(), KEYS, count, here, out);
-        }
-        add(isa, &mut sums[..count * head_dim], &parts[..count * head_dim]);
+        let (from, to) = (v.rows[first * v.stride..].as_ptr(), values_packed.as_mut_ptr());
+        let (scores, into) = (scores.as_ptr(), sums.as_mut_ptr());
+        dispatch(isa, Values { from, stride: v.stride, here, head_dim, to, scores, count, into });
     }
-    for (at, sum) in sums.chunks_exact_mut(head_dim).take(count).enumerate() {
+    for (at, sum) in sums.chunks_exact_mut(padded).take(count).enumerate() {
+        let sum = &mut sum[..head_dim];
         scale(isa, sum, 1.0 / weights[at]);
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(sum.as_ptr(), out.base.add(at * out.stride), head_dim) };
+    }
+}
+
+/// The scores of a tile: `into[query][key]`, [`KEYS`] a row, is the product of both.
+struct Scores {
+    /// The keys' rows, `stride` floats from one to the next, `here` of them.
+    from: *const f32,
+    stride: usize,
+    here: usize,
+    head_dim: usize,
+    /// Room for `KEYS * head_dim` floats: keys side by side, in panels of two vectors.
+    to: *mut f32,
+    /// `count` rows of `head_dim`.
+    queries: *const f32,
+    count: usize,
+    into: *mut f32,
+}
+
+impl Kernel for Scores {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let Scores { from, stride, here, head_dim, to, queries, count, into } = self;
+        let width = 2 * V::N;
+        // SAFETY: the rows are `attend`'s, all places below `KEYS`; the caller vouches for the instruction set.
+        unsafe {
+            for panel in 0..here.div_ceil(width) {
+                let to = to.add(panel * width * head_dim);
+                for eight in 0..width / 8 {
+                    let key = panel * width + eight * 8;
+                    let whole = if key + 8 <= here { head_dim / 8 * 8 } else { 0 };
+                    for i in (0..whole).step_by(8) {
+                        V::transpose8(from.add(key * stride + i), stride, to.add(i * width + eight * 8), width);
+                    }
+                    for i in whole..head_dim {
+                        for at in 0..8 {
+                            let x = if key + at < here { from.add((key + at) * stride + i).read() } else { 0.0 };
+                            to.add(i * width + eight * 8 + at).write(x);
+                        }
+                    }
+                }
+                let out = into.add(panel * width);
+                let product =
+                    Tiles { x: queries, x_stride: head_dim, w: to, depth: head_dim, out, out_stride: KEYS, add: false };
+                tiles::<V, 2>(&product, count);
+            }
+        }
+    }
+}
+
+/// Adds to `into[query]`, [`padded`] floats a row, the values of a tile, each times its key's score.
+struct Values {
+    /// The values' rows, `stride` floats from one to the next, `here` of them.
+    from: *const f32,
+    stride: usize,
+    here: usize,
+    head_dim: usize,
+    /// Room for `KEYS` rows of so many floats, in panels of two vectors and perhaps one.
+    to: *mut f32,
+    /// `count` rows of [`KEYS`].
+    scores: *const f32,
+    count: usize,
+    into: *mut f32,
+}
+
+impl Values {
+    /// The columns from `column` on, a panel of `W` vectors.
+    ///
+    /// # Safety
+    /// As for [`Kernel::run`].
+    #[inline(always)]
+    unsafe fn panel<V: Lanes, const W: usize>(&self, column: usize) {
+        // SAFETY: the rows are `attend`'s; the panel lies in the room of its columns.
+        unsafe {
+            let to = self.to.add(KEYS * column);
+            for key in 0..self.here {
+                let from = self.from.add(key * self.stride);
+                for at in 0..W {
+                    let column = column + at * V::N;
+                    let left = self.head_dim.saturating_sub(column);
+                    let x = if left >= V::N { V::load(from.add(column)) } else { V::load_part(from.add(column), left) };
+                    x.store(to.add((key * W + at) * V::N));
+                }
+            }
+            let (x_stride, out_stride) = (KEYS, padded(self.head_dim));
+            let out = self.into.add(column);
+            let product = Tiles { x: self.scores, x_stride, w: to, depth: self.here, out, out_stride, add: true };
+            tiles::<V, W>(&product, self.count);
+        }
+    }
+}
+
+impl Kernel for Values {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let mut column = 0;
+        // SAFETY: the caller's contract.
+        unsafe {
+            while column + V::N < self.head_dim {
+                self.panel::<V, 2>(column);
+                column += 2 * V::N;
+            }
+            if column < self.head_dim {
+                self.panel::<V, 1>(column);
+            }
+        }
     }
 }
 

@@ -48,30 +48,6 @@ pub fn has_kernel(dtype: DType) -> bool {
     Float::of(dtype).is_some()
 }
 
-/// [`matmul`] of f32 by f32 whose rows lie apart: `out.features` rows of `cols` floats, `w_stride` floats from one to the
-/// next, and `rows` rows of `x` alike.
-///
-/// # Safety
-/// `w` and `x` are valid for their rows; for `out` as for [`matmul`].
-#[allow(clippy::too_many_arguments)] // Two matrices and where they are.
-pub(crate) unsafe fn product(
-    isa: Isa,
-    w: *const f32,
-    w_stride: usize,
-    x: *const f32,
-    x_stride: usize,
-    rows: usize,
-    cols: usize,
-    out: Out,
-) {
-    let source = Source::Rows { x, stride: x_stride };
-    let (w, row_bytes) = (w.cast(), w_stride * size_of::<f32>());
-    dispatch(
-        isa,
-        Product { float: Float::F32, w, row_bytes, features: out.features, source, rows, cols, taps: 1, out },
-    );
-}
-
 /// Rows `rows` of a kernel slid over images (channels last): `w` holds `out.features` results of `size * size * channels`
 /// elements, place by place, of F32, F16 or BF16. `zeros` are as many as there are channels, for what lies outside.
 /// The kernel is no larger than [`MOST_SIZE`].

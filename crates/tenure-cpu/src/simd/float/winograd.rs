@@ -19,6 +19,7 @@ use crate::simd::Isa;
 use crate::simd::float::element::{Bf16, Element, F16, F32};
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
 use crate::simd::float::matmul::Float;
+use crate::simd::float::tile::{self, Tiles};
 
 /// Points of a tile.
 const POINTS: usize = 16;
@@ -178,14 +179,16 @@ unsafe fn run<V: Lanes, E: Element>(part: &Part) {
                 let first = part.features.start + panel * 2 * V::N;
                 kernel_points::<V, E>(part, first, some.clone(), taps, of_kernel);
                 for point in 0..POINTS {
-                    let product = Product {
+                    let product = Tiles {
                         x: of_tiles.add(point * tile_stride),
+                        x_stride: CHANNELS,
                         w: of_kernel.add(point * kernel_stride::<V>()),
-                        channels: some.len(),
-                        sums: sums.add((panel * POINTS + point) * sum_stride),
-                        first: channel == 0,
+                        depth: some.len(),
+                        out: sums.add((panel * POINTS + point) * sum_stride),
+                        out_stride: 2 * V::N,
+                        add: channel > 0,
                     };
-                    products::<V>(&product, tiles);
+                    tile::tiles::<V, 2>(&product, tiles);
                 }
             }
             channel = some.end;
@@ -347,69 +350,6 @@ unsafe fn spread<V: Lanes>([a, b, c]: [V; 3]) -> [V; 4] {
         let outer = a.add(c);
         [a, outer.add(b).mul(half), outer.sub(b).mul(half), c]
     }
-}
-
-/// The product of one point's tiles and kernels.
-struct Product {
-    /// `[tile][CHANNELS]`.
-    x: *const f32,
-    /// `[channel][2 * V::N]`.
-    w: *const f32,
-    channels: usize,
-    /// `[tile][2 * V::N]`.
-    sums: *mut f32,
-    /// Nothing was summed yet.
-    first: bool,
-}
-
-/// # Safety
-/// The product's operands are valid for `tiles` tiles and its channels.
-#[inline(always)]
-unsafe fn products<V: Lanes>(product: &Product, tiles: usize) {
-    let mut t = 0;
-    while t < tiles {
-        let left = tiles - t;
-        // SAFETY: so many tiles are left.
-        unsafe {
-            t += match left {
-                _ if V::WIDE && left >= 12 => block::<V, 12>(product, t),
-                _ if left >= 6 => block::<V, 6>(product, t),
-                5 => block::<V, 5>(product, t),
-                4 => block::<V, 4>(product, t),
-                3 => block::<V, 3>(product, t),
-                2 => block::<V, 2>(product, t),
-                _ => block::<V, 1>(product, t),
-            };
-        }
-    }
-}
-
-/// `T` tiles from `tile` on; returns `T`.
-///
-/// # Safety
-/// As for [`products`].
-#[inline(always)]
-unsafe fn block<V: Lanes, const T: usize>(product: &Product, tile: usize) -> usize {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let x = product.x.add(tile * CHANNELS);
-        let mut sums = [[V::splat(0.0); 2]; T];
-        for c in 0..product.channels {
-            let w = [V::load(product.w.add(c * 2 * V::N)), V::load(product.w.add(c * 2 * V::N + V::N))];
-            for t in 0..T {
-                let x = V::splat(x.add(t * CHANNELS + c).read());
-                sums[t] = [w[0].fma(x, sums[t][0]), w[1].fma(x, sums[t][1])];
-            }
-        }
-        for t in 0..T {
-            for half in 0..2 {
-                let kept = product.sums.add((tile + t) * 2 * V::N + half * V::N);
-                let sum = if product.first { sums[t][half] } else { V::load(kept).add(sums[t][half]) };
-                sum.store(kept);
-            }
-        }
-    }
-    T
 }
 
 /// The pixels of all tiles for the features of a panel, from the sums of their points, which are `stride` floats apart.
