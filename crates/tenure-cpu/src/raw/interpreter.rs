@@ -5,6 +5,7 @@
 //! rows into different phases, barriers divide the phases, and [`Interpreter::run`] checks every run-time index
 //! (token, position, block, row) against the memory before anything starts.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -197,7 +198,7 @@ impl Run<'_> {
     /// Gives a member its run of a phase's units.
     fn share(&self, phase: usize, member: usize) {
         let units = match self.me.lowered.phases.get(phase) {
-            Some(Phase::MatMul(ops)) => ops.iter().map(|op| self.me.units(op)).sum(),
+            Some(Phase::MatMul(ops)) => self.matmul_units(ops),
             Some(Phase::Attention(op)) => self.attention_units(op),
             Some(Phase::Conv(op)) => self.conv_units(op),
             Some(Phase::GroupSums(op)) => op.images * op.runs(),
@@ -207,7 +208,7 @@ impl Run<'_> {
         self.me.claims[phase % 2].share(member, units);
     }
 
-    fn rows(&self, ops: &[RowOp], rows: std::ops::Range<usize>) {
+    fn rows(&self, ops: &[RowOp], rows: Range<usize>) {
         for row in rows {
             for op in ops {
                 // SAFETY: rows are shared out disjointly, and the lowering put into one phase only operations that
@@ -362,49 +363,69 @@ fn claim_size(units: usize, members: usize) -> usize {
     (units / (members * 16)).clamp(1, 16)
 }
 
+/// Rows from which on a product's are divided into runs, and the most rows of a run: what is multiplied stays in a cache
+/// while all weights pass.
+const MANY_ROWS: usize = 512;
+const RUN_ROWS: usize = 192;
+
 impl Run<'_> {
+    /// Runs that the rows of products are divided into.
+    fn row_runs(&self, ops: &[MatMulOp]) -> usize {
+        let rows = ops.iter().map(|op| self.step.rows().of(op.rows)).max().unwrap_or(0);
+        if rows > MANY_ROWS { rows.div_ceil(RUN_ROWS) } else { 1 }
+    }
+
+    /// Parts of products that are claimed separately: the panels of all, for each run of rows.
+    fn matmul_units(&self, ops: &[MatMulOp]) -> usize {
+        self.row_runs(ops) * ops.iter().map(|op| self.me.units(op)).sum::<usize>()
+    }
+
     fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claims: &Claims) {
-        let total = ops.iter().map(|op| self.me.units(op)).sum();
+        let (total, runs) = (self.matmul_units(ops), self.row_runs(ops));
         let most = claim_size(total, member.count);
         while let Some(claimed) = claims.claim(member.index, most) {
-            let (mut from, mut left) = (claimed.start, claimed.len());
-            for op in ops {
-                let here = self.me.units(op);
-                if from >= here {
-                    from -= here;
-                    continue;
-                }
-                let count = left.min(here - from);
-                self.panels(op, from, count);
-                left -= count;
-                from = 0;
-                if left == 0 {
-                    break;
+            let (mut at, mut left) = (claimed.start, claimed.len());
+            while left > 0 {
+                let (run, mut from) = (at / (total / runs), at % (total / runs));
+                for op in ops {
+                    let here = self.me.units(op);
+                    if from >= here {
+                        from -= here;
+                        continue;
+                    }
+                    let count = left.min(here - from);
+                    let all = self.step.rows().of(op.rows);
+                    let rows = if runs == 1 { 0..all } else { run * RUN_ROWS..all.min((run + 1) * RUN_ROWS) };
+                    self.panels(op, from, count, rows);
+                    (at, left, from) = (at + count, left - count, 0);
+                    if left == 0 {
+                        break;
+                    }
                 }
             }
         }
     }
 
-    /// Computes `count` panels of one product, for every row of the step.
-    fn panels(&self, op: &MatMulOp, first: usize, count: usize) {
+    /// Computes `count` panels of one product, for some rows of the step.
+    fn panels(&self, op: &MatMulOp, first: usize, count: usize, rows: Range<usize>) {
         let me = self.me;
-        let count_rows = self.step.rows().of(op.rows);
-        if count_rows == 0 {
+        if rows.is_empty() {
             return;
         }
         let weight = me.weight(op.w);
         let (cols, n) = (weight.cols(), weight.rows());
         let bytes = weight.bytes();
         let (out, stride) = me.value(op.out);
-        let bias = op.bias.map(|bias| me.vector(bias));
         let features = first * panels::ROWS..((first + count) * panels::ROWS).min(n);
+        // SAFETY: a row and a feature of the result.
+        let base = unsafe { out.add(rows.start * stride + features.start) };
+        let out = Out { base, stride, features: features.len() };
         if weight.is_panels() {
             let panel = panels::panel_bytes(weight.dtype(), cols).unwrap_or(0);
             // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
             // quantised in an earlier phase.
             unsafe {
-                let acts = std::slice::from_raw_parts(me.acts(0, cols), count_rows * (cols / panels::BLOCK));
-                let out = Out { base: out.add(features.start), stride, features: features.len() };
+                let acts = std::slice::from_raw_parts(me.acts(rows.start, cols), rows.len() * (cols / panels::BLOCK));
                 panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
             }
         } else {
@@ -413,18 +434,13 @@ impl Run<'_> {
             // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
             // written in an earlier phase.
             unsafe {
-                let x = std::slice::from_raw_parts(me.value(op.x).0, count_rows * cols);
-                let out = Out { base: out.add(features.start), stride, features: features.len() };
+                let x = std::slice::from_raw_parts(me.value(op.x).0.add(rows.start * cols), rows.len() * cols);
                 float::matmul(me.isa, weight.dtype(), w, x, cols, out);
             }
         }
-        if let Some(bias) = bias {
-            for row in 0..count_rows {
-                // SAFETY: the features of this member alone.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(out.add(row * stride + features.start), features.len()) };
-                float::add(me.isa, out, &bias[features.clone()]);
-            }
+        if let Some(bias) = op.bias {
+            // SAFETY: the features of this member alone.
+            unsafe { float::add_to_rows(me.isa, out, rows.len(), &me.vector(bias)[features]) };
         }
     }
 

@@ -94,11 +94,7 @@ impl Run<'_> {
                 let out = Out { base, stride: features, features: some.len() };
                 float::conv2d(me.isa, weight.dtype(), w, x, &op.slide, zeros, range.clone(), out);
                 if let Some(bias) = op.bias {
-                    let bias = &me.vector(bias)[some.clone()];
-                    for row in 0..range.len() {
-                        let out = std::slice::from_raw_parts_mut(base.add(row * features), some.len());
-                        float::add(me.isa, out, bias);
-                    }
+                    float::add_to_rows(me.isa, out, range.len(), &me.vector(bias)[some]);
                 }
             }
         }

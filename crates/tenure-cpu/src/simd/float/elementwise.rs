@@ -5,12 +5,22 @@ use std::marker::PhantomData;
 use tenure_graph::Activation;
 
 use crate::simd::Isa;
+use crate::simd::float::Out;
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
 
 /// `x += y`; also adds a bias.
 pub fn add(isa: Isa, x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len());
     dispatch(isa, Add { x, y });
+}
+
+/// Adds a bias to each of `rows` rows of `out`.
+///
+/// # Safety
+/// `out` is valid for so many rows, and nobody else touches its features meanwhile.
+pub unsafe fn add_to_rows(isa: Isa, out: Out, rows: usize, bias: &[f32]) {
+    assert_eq!(out.features, bias.len());
+    dispatch(isa, AddToRows { out, rows, bias });
 }
 
 /// `x *= factor`.
@@ -131,6 +141,28 @@ impl Kernel for Add<'_> {
     unsafe fn run<V: Lanes>(self) {
         for (x, y) in self.x.iter_mut().zip(self.y) {
             *x += y;
+        }
+    }
+}
+
+struct AddToRows<'a> {
+    out: Out,
+    rows: usize,
+    bias: &'a [f32],
+}
+
+impl Kernel for AddToRows<'_> {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        for row in 0..self.rows {
+            // SAFETY: the caller of `add_to_rows` vouches for the rows.
+            let x =
+                unsafe { std::slice::from_raw_parts_mut(self.out.base.add(row * self.out.stride), self.bias.len()) };
+            for (x, y) in x.iter_mut().zip(self.bias) {
+                *x += y;
+            }
         }
     }
 }

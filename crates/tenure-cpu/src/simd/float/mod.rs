@@ -17,7 +17,7 @@ pub(crate) mod testing;
 pub(crate) mod tile;
 pub mod winograd;
 
-pub use elementwise::{activate, add, add_gated, glu, modulate, scale, scale_shift, softcap};
+pub use elementwise::{activate, add, add_gated, add_to_rows, glu, modulate, scale, scale_shift, softcap};
 pub use matmul::{MOST_SIZE, Out, conv2d, has_kernel, matmul};
 pub use norm::{group_factors, group_sums, layer_norm, rms_norm};
 pub use rope::{rope, rope_table};
