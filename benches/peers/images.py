@@ -8,8 +8,10 @@ The model has Stable Diffusion 1.5's shapes with random weights in 16 bits and i
 layout, a tiny autoencoder: 4.3 GB; with stable-diffusion-cpp-python also a Q8_0 GGUF by its converter): speed and memory need no
 trained weights. Each round runs every side in a process of its own, in turns; the order turns round by round. A phase is one text
 encoding, one evaluation of the U-Net, one decoding by the autoencoder or by the tiny one, after one that is not counted. diffusers
-computes in f32, which is its fastest on a CPU without 16-bit arithmetic. stable-diffusion.cpp runs in the first round only. The medians
-are printed as a table and written to benches/record/DATE-NAME.json.
+computes in f32, which is its fastest on a CPU without 16-bit arithmetic. stable-diffusion.cpp runs in the first round only, and its
+decoding is its process's first. Both peers run with their defaults. Our seconds are with all networks in memory; our peak memory is of one
+picture with each network in memory while it is used, as `imagine` does it, the peers' of a process that holds all. The medians are
+printed as a table and written with every single measurement to benches/record/DATE-NAME.json.
 
 Needs torch, diffusers, transformers and safetensors in the Python that runs it, and stable-diffusion-cpp-python in PYTHON, or does
 without that side.
@@ -126,7 +128,8 @@ def make_tiny(path: str) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(1)
-    save_file({name: tensor.half().contiguous() for name, tensor in AutoencoderTiny().state_dict().items()}, path)
+    save_file({name: tensor.half().contiguous() for name, tensor in AutoencoderTiny().state_dict().items()}, path + ".part")
+    os.rename(path + ".part", path)
 
 
 def make_models(options: argparse.Namespace) -> None:
@@ -139,7 +142,9 @@ def make_models(options: argparse.Namespace) -> None:
     if options.peer_python and not os.path.exists(at(QUANTIZED)):
         program = ("import sys, stable_diffusion_cpp.stable_diffusion_cpp as c; "
                    "sys.exit(not c.convert(sys.argv[1].encode(), b'', sys.argv[2].encode(), 8, b'', False))")  # 8 is GGML's number of Q8_0
-        subprocess.run([options.peer_python, "-c", program, at(FILE), at(QUANTIZED)], check=True, stdout=subprocess.DEVNULL)
+        part = at("part-" + QUANTIZED)
+        subprocess.run([options.peer_python, "-c", program, at(FILE), part], check=True, stdout=subprocess.DEVNULL)
+        os.rename(part, at(QUANTIZED))
 
 
 def run_process(command: list, environment: dict | None = None) -> tuple[dict, int]:
@@ -149,7 +154,10 @@ def run_process(command: list, environment: dict | None = None) -> tuple[dict, i
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
         out.seek(0)
-        answer = json.loads(out.read().splitlines()[-1])
+        lines = out.read().splitlines()
+    if not lines:
+        sys.exit(f"{command}: ended with {status} and no answer")
+    answer = json.loads(lines[-1])
     if "error" in answer:
         sys.exit(f"{command[0]}: {answer['error']}")
     return answer, usage.ru_maxrss * 1024
@@ -280,6 +288,7 @@ def main() -> None:
         record["results"].append({"phase": phase, "seconds": {name: of[phase] for name, of in medians.items() if phase in of},
                                   "times_as_fast_as_diffusers": ratios, "bound_fraction": fractions})
     print(f"{'peak MB':12}" + "".join(f"{of['peak_bytes'] / 1e6:27.0f}" for of in medians.values()))
+    record["runs"] = runs
     record["results"].append({"peak_bytes": {name: of["peak_bytes"] for name, of in medians.items()}})
     compare.write_record(record, options.folder, options.name)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the tables of README.md from records in benches/record: table.py RECORD.json [RECORD.json ...]
 
-Records of compare.py make the table of speeds, one of agree.py that of exactness.
+Records of compare.py make the table of speeds, one of agree.py that of exactness, one of images.py that of images.
 """
 
 import json
@@ -10,6 +10,8 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SPEEDS, EXACTNESS, END = "<!-- speeds: benches/peers/table.py -->", "<!-- exactness: benches/peers/table.py -->", "<!-- /table -->"
+IMAGES = "<!-- images: benches/peers/table.py -->"
+PHASES = {"prompt": "prompt, 77 tokens", "unet": "one evaluation of the U-Net", "decode": "decoding", "tiny_decode": "decoding by a TAESD"}
 
 
 def rows(record: dict) -> list[str]:
@@ -47,6 +49,28 @@ def exactness(records: list[dict]) -> list[str]:
     return lines
 
 
+def images(record: dict) -> list[str]:
+    machine, settings, phases = record["machine"], record["settings"], record["results"][:-1]
+    sides = list(next(phase for phase in phases if phase["phase"] == "unet")["seconds"])
+    cells = lambda values: "".join(f" {value} |" for value in values)
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; {settings['threads']} threads; {record['date'][:10]}. Seconds, and in "
+        f"brackets the part of the f32 multiply-adds that the processor can do; medians of {settings['rounds']} interleaved rounds (stable-diffusion.cpp: one); "
+        f"Stable Diffusion 1.5's shapes with random weights, {settings['size']}. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
+        "filtering, and weights of 8 bits are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all.",
+        "",
+        f"| |{cells(sides)}",
+        f"| --- |{cells('---:' for _ in sides)}",
+    ]
+    for phase in phases:
+        fraction = phase["bound_fraction"]
+        cell = lambda side: f"{phase['seconds'][side]:.2f}" + (f" ({fraction[side]:.2f})" if side in fraction else "")
+        lines.append(f"| {PHASES[phase['phase']]} |" + cells(cell(side) if side in phase["seconds"] else "" for side in sides))
+    peaks = record["results"][-1]["peak_bytes"]
+    lines.append("| peak memory of one picture, GB |" + cells(f"{peaks[side] / 1e9:.2f}" for side in sides))
+    return lines
+
+
 def replace(text: str, begin: str, lines: list[str]) -> str:
     before, rest = text.split(begin, 1)
     return before + "\n".join([begin, *lines, END]) + rest.split(END, 1)[1]
@@ -62,8 +86,11 @@ def main() -> int:
     readme = os.path.join(ROOT, "README.md")
     with open(readme, encoding="utf-8") as file:
         text = file.read()
+    drawn = [record for record in records if "size" in record["settings"]]
     agreed = [record for record in records if "greedy" in record["settings"]]
-    compared = [record for record in records if record not in agreed]
+    compared = [record for record in records if record not in agreed + drawn]
+    for record in drawn:
+        text = replace(text, IMAGES, images(record))
     if compared:
         text = replace(text, SPEEDS, speeds(compared))
     if agreed:

@@ -30,7 +30,7 @@ pub(crate) fn bench(arguments: &Arguments, model: &Arc<ImageModel>) -> Result<Va
     for repetition in 0..=arguments.repetitions {
         let request = ImageRequest {
             size: Some((width, height)),
-            steps: Some(arguments.steps),
+            steps: Some(arguments.steps.unwrap_or(2)),
             guidance: Some(Guidance::of(1.0)),
             seeds: vec![repetition as u64],
             ..ImageRequest::new("a photo of a red circle")

@@ -18,29 +18,29 @@ use tenure_examples::image::ImageParts;
 struct Arguments {
     #[command(flatten)]
     model: ModelArgs,
-    /// Prompt tokens.
-    #[arg(short = 'p', long, default_value_t = 512)]
-    prompt: usize,
-    /// Tokens to decode.
-    #[arg(short = 'n', long, default_value_t = 128)]
-    decode: usize,
+    /// Prompt tokens of a language model [default: 512].
+    #[arg(short = 'p', long)]
+    prompt: Option<usize>,
+    /// Tokens to decode [default: 128].
+    #[arg(short = 'n', long)]
+    decode: Option<usize>,
     /// Repetitions.
     #[arg(short = 'r', long, default_value_t = 5)]
     repetitions: usize,
-    /// Sequences decoded together.
-    #[arg(long, default_value_t = 1)]
-    sequences: usize,
-    /// Tokens cached before the measured ones.
-    #[arg(short = 'd', long, default_value_t = 0)]
-    depth: usize,
+    /// Sequences decoded together [default: 1].
+    #[arg(long)]
+    sequences: Option<usize>,
+    /// Tokens cached before the measured ones [default: 0].
+    #[arg(short = 'd', long)]
+    depth: Option<usize>,
     /// Show what a step on a GPU is made of, on stderr, before anything is measured.
     #[arg(long)]
     explain: bool,
     #[command(flatten)]
     image: ImageParts,
-    /// Steps of an image.
-    #[arg(long, default_value_t = 2)]
-    steps: usize,
+    /// Steps of an image [default: 2].
+    #[arg(long)]
+    steps: Option<usize>,
     /// One JSON object on stdout.
     #[arg(long)]
     json: bool,
@@ -54,17 +54,40 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
-    if arguments.repetitions == 0 || arguments.sequences == 0 {
+    if arguments.repetitions == 0 || arguments.sequences == Some(0) {
         return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
     }
+    let alien = |given: &[(&str, bool)], model: &str| match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Refusal::new("BadParameter", format!("{name} means nothing for {model}"))),
+        None => Ok(()),
+    };
     // What is no image model may be a text model.
     if arguments.model.model.is_some() {
         match Image::open(&arguments.image.paths(arguments.model.path(&Cancel::new())?)) {
-            Ok(model) => return image::bench(arguments, &model),
+            Ok(model) => {
+                let given = [
+                    ("--prompt", arguments.prompt.is_some()),
+                    ("--decode", arguments.decode.is_some()),
+                    ("--sequences", arguments.sequences.is_some()),
+                    ("--depth", arguments.depth.is_some()),
+                    ("--explain", arguments.explain),
+                ];
+                alien(&given, "an image model")?;
+                return image::bench(arguments, &model);
+            }
             Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => {}
             Err(error) => return Err(error.into()),
         }
     }
+    let image = &arguments.image;
+    let given = [
+        ("--steps", arguments.steps.is_some()),
+        ("--width", image.width.is_some()),
+        ("--height", image.height.is_some()),
+        ("--taesd", image.taesd.is_some()),
+        ("--residency", image.residency.is_some()),
+    ];
+    alien(&given, "a language model")?;
     text::bench(arguments)
 }
 

@@ -12,16 +12,30 @@ use tenure_examples::cli::{ModelArgs, Refusal, memory, note};
 
 use crate::{Arguments, PATIENCE, summary};
 
+/// How much is measured.
+struct Asked {
+    prompt: usize,
+    decode: usize,
+    sequences: usize,
+    depth: usize,
+}
+
 /// Measures a language model's speed.
 pub(crate) fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     let mut model_arguments = arguments.model.clone();
-    let (depth, more) = (arguments.depth, arguments.prompt.max(arguments.decode).max(1));
+    let asked = Asked {
+        prompt: arguments.prompt.unwrap_or(512),
+        decode: arguments.decode.unwrap_or(128),
+        sequences: arguments.sequences.unwrap_or(1),
+        depth: arguments.depth.unwrap_or(0),
+    };
+    let (depth, more) = (asked.depth, asked.prompt.max(asked.decode).max(1));
     let room = depth
         .checked_add(more)
         .ok_or_else(|| Refusal::new("BadParameter", format!("{depth} cached tokens and {more} more are too many")))?;
     model_arguments.context = Some(model_arguments.context.unwrap_or(room).max(room));
     let engine = model_arguments.engine()?;
-    let options = model_arguments.options(arguments.sequences, 1);
+    let options = model_arguments.options(asked.sequences, 1);
     if arguments.explain {
         explain(&model_arguments, &engine, &options)?;
     }
@@ -32,7 +46,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     let threads = model_arguments.is_cpu().then(|| model_arguments.threads()).transpose()?;
     let mut bounds = threads.map(tenure_examples::bounds::measure);
     let mut sessions = Vec::new();
-    for _ in 0..arguments.sequences {
+    for _ in 0..asked.sequences {
         sessions.push(model.session()?);
     }
     let stop = Stop::by(Deadline::after(PATIENCE));
@@ -40,12 +54,12 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     for repetition in 0..=arguments.repetitions {
         // The first round warms caches up and is not counted.
         let counted = repetition > 0;
-        if arguments.prompt > 0 {
-            let speed = prefill_once(&mut sessions[0], &model, arguments, &stop)?;
+        if asked.prompt > 0 {
+            let speed = prefill_once(&mut sessions[0], &model, &asked, &stop)?;
             prefill.extend(counted.then_some(speed));
         }
-        if arguments.decode > 0 {
-            let speed = decode_once(&mut sessions, &model, arguments, &stop)?;
+        if asked.decode > 0 {
+            let speed = decode_once(&mut sessions, &model, &asked, &stop)?;
             decode.extend(counted.then_some(speed));
         }
         bounds = bounds.zip(threads).map(|(bounds, threads)| bounds.max(tenure_examples::bounds::measure(threads)));
@@ -53,7 +67,7 @@ pub(crate) fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     let operations = 2.0 * model.config().parameters_per_token() as f64;
     let prefill = summary(&prefill, bounds.map(|bounds| move |speed| speed * operations / bounds.int8_ops_per_s));
     // One pass over the weights makes a token for every sequence.
-    let per_token = weights / arguments.sequences as f64;
+    let per_token = weights / asked.sequences as f64;
     let decode = summary(&decode, bounds.map(|bounds| move |speed| speed * per_token / bounds.read_bytes_per_s));
     if !arguments.json {
         let mut out = std::io::stdout().lock();
@@ -121,14 +135,14 @@ fn token(model: &ModelHandle<Text>, at: usize) -> u32 {
 fn prefill_once(
     session: &mut TextSession,
     model: &ModelHandle<Text>,
-    arguments: &Arguments,
+    asked: &Asked,
     stop: &Stop,
 ) -> Result<f64, Refusal> {
-    let tokens: Vec<u32> = (0..arguments.prompt).map(|at| token(model, at)).collect();
-    fill(session, model, arguments.depth, 0, stop)?;
+    let tokens: Vec<u32> = (0..asked.prompt).map(|at| token(model, at)).collect();
+    fill(session, model, asked.depth, 0, stop)?;
     let begun = Instant::now();
     session.append(&tokens, stop)?;
-    Ok(arguments.prompt as f64 / begun.elapsed().as_secs_f64())
+    Ok(asked.prompt as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Leaves `depth` tokens in the sequence; they are computed once and kept.
@@ -150,18 +164,18 @@ fn fill(
 fn decode_once(
     sessions: &mut [TextSession],
     model: &ModelHandle<Text>,
-    arguments: &Arguments,
+    asked: &Asked,
     stop: &Stop,
 ) -> Result<f64, Refusal> {
     for (at, session) in sessions.iter_mut().enumerate() {
-        fill(session, model, arguments.depth, at, stop)?;
+        fill(session, model, asked.depth, at, stop)?;
     }
     let begun = Instant::now();
-    for at in 0..arguments.decode {
+    for at in 0..asked.decode {
         let tokens: Vec<u32> = (0..sessions.len()).map(|i| token(model, at + i)).collect();
         TextSession::append_together(sessions, &tokens, stop)?;
     }
-    Ok(arguments.decode as f64 * sessions.len() as f64 / begun.elapsed().as_secs_f64())
+    Ok(asked.decode as f64 * sessions.len() as f64 / begun.elapsed().as_secs_f64())
 }
 
 /// Bytes of weights that one pass reads, as the file has them: everything but rows that are only looked up.

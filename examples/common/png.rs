@@ -54,8 +54,16 @@ pub fn fitted(picture: Picture, (width, height): (usize, usize)) -> Result<Pictu
     let side = |side: usize| u32::try_from(side).map_err(|_| bad("a picture"));
     let (own_width, own_height) = (side(picture.width())?, side(picture.height())?);
     let rgb = image::RgbImage::from_raw(own_width, own_height, picture.into_rgb()).ok_or_else(|| bad("a picture"))?;
-    let filter = image::imageops::FilterType::Lanczos3;
-    let rgb = image::DynamicImage::from(rgb).resize_to_fill(side(width)?, side(height)?, filter).into_rgb8();
+    // What is not seen is cut off first: a picture a thousand times as wide as high would grow a thousandfold otherwise.
+    let part = |own: u32, other: u32, along: usize, across: usize| -> u32 {
+        let fits = u64::from(other) * along as u64 / (across as u64).max(1);
+        own.min(u32::try_from(fits).unwrap_or(own)).max(1)
+    };
+    let (cut_width, cut_height) =
+        (part(own_width, own_height, width, height), part(own_height, own_width, height, width));
+    let (left, top) = ((own_width - cut_width) / 2, (own_height - cut_height) / 2);
+    let rgb = image::DynamicImage::from(rgb).crop_imm(left, top, cut_width, cut_height);
+    let rgb = rgb.resize_exact(side(width)?, side(height)?, image::imageops::FilterType::Lanczos3).into_rgb8();
     Ok(Picture::new(width, height, rgb.into_raw())?)
 }
 

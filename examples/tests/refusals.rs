@@ -50,7 +50,7 @@ fn total(arguments: &[&str]) -> (Value, bool) {
 #[test]
 fn refused_arguments_are_json_where_it_is_asked_for() {
     let model = fixture("llama-f32.gguf");
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
         ("generate", &["--device", "gpu", "--json"]),
         ("bench", &["--device", "vulkan:", "--json"]),
         ("generate", &["--json", "--temp", "x"]),
@@ -59,6 +59,7 @@ fn refused_arguments_are_json_where_it_is_asked_for() {
         ("perplexity", &["--json"]),
         ("plan", &["--json", "--budget", "1T"]),
         ("bench", &["--json", "-m", &model, "-d", "18446744073709551615"]),
+        ("bench", &["--json", "-m", &model, "--steps", "3"]),
         ("perplexity", &["--json", "-m", &model, "-f", &model, "-c", "2"]),
     ];
     for (name, arguments) in cases {
@@ -252,6 +253,12 @@ fn pictures_that_cannot_be_read_are_refused() {
     let bombed = [&signature[..], &chunk(b"IHDR", &header(64)), &chunk(b"zTXt", &bomb), &chunk(b"IEND", &[])].concat();
     std::fs::write(&file, &bombed).expect("writable");
     assert_eq!(draw(&[]), "BadImage");
+
+    // One that is a hundred thousand times as wide as high is cut before it is brought to a size, not after. What is
+    // refused is the place of the result.
+    let wide = tenure::Picture::new(100_000, 1, vec![90; 300_000]).expect("sound");
+    tenure_examples::png::write(&file, &wide, "").expect("writable");
+    assert_eq!(draw(&["-W", "128", "-H", "128"]), "Io");
 
     let picture = tenure::Picture::new(64, 64, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect()).expect("sound");
     tenure_examples::png::write(&file, &picture, "").expect("writable");

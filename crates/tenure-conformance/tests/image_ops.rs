@@ -107,6 +107,35 @@ fn patches_become_pixels() {
 }
 
 #[test]
+fn products_of_many_rows_and_of_few_share_a_phase() {
+    for (dtype, cols) in [(DType::F16, 33), (DType::F32, 20), (DType::Q8_0, 64), (DType::Q4_0, 256)] {
+        let (rows, every, n, m) = (1200, 600, 37, 21);
+        let mut case = Case::default();
+        let mut x = case.given(rows, cols, 1);
+        // Whole numbers of one size lose nothing where activations are quantised.
+        x.rows.iter_mut().for_each(|x| *x = x.signum());
+        let mut few = case.given(rows / every, cols, 2);
+        few.rows.iter_mut().for_each(|x| *x = x.signum());
+        let [a, b, c] =
+            [("a", n), ("b", m), ("c", n)].map(|(name, n)| case.weight(name, dtype, Shape::from([n, cols])));
+        let bias = case.weight("bias", DType::F32, Shape::from([n]));
+        let product = |x: &Given, row: usize, w: &[f32], feature: usize| -> f64 {
+            (0..cols).map(|col| at(x, cols, row, col) * f64::from(w[feature * cols + col])).sum()
+        };
+        let want = each(rows, n + m, |row, col| match col.checked_sub(n) {
+            None => product(&x, row, &a, col) + f64::from(bias[col]) + product(&few, row / every, &c, col),
+            Some(col) => product(&x, row, &b, col),
+        });
+        case.agrees(&[&x, &few], &want, |g, vals| {
+            let of_few = g.matmul(vals[1], g.matrix("c", n, cols), None);
+            let of_many = g.matmul(vals[0], g.matrix("a", n, cols), Some(g.vector("bias", n)));
+            let others = g.matmul(vals[0], g.matrix("b", m, cols), None);
+            g.concat(g.add_row(of_many, of_few, every), others)
+        });
+    }
+}
+
+#[test]
 fn attention_sees_what_is_beside_in_the_same_sequence() {
     for (sequences, queries, keys, more) in [(1, 1, 1, 1), (2, 67, 66, 131), (3, 5, 130, 3)] {
         let (heads, head_dim) = (3, 7);
@@ -180,7 +209,7 @@ impl Case {
 
     /// A weight of the case's file, as it is stored.
     fn weight(&mut self, name: &str, dtype: DType, shape: Shape) -> Vec<f32> {
-        let values = numbers(77, shape.elements().expect("small"));
+        let values = numbers(77 + self.weights.len() as u64, shape.elements().expect("small"));
         let (mut bytes, mut stored) = (Vec::new(), vec![0.0; values.len()]);
         codec::quantize(dtype, &values, &mut bytes).expect("floats");
         codec::dequantize(dtype, &bytes, &mut stored).expect("just made");

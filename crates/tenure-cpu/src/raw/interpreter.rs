@@ -371,8 +371,12 @@ const RUN_ROWS: usize = 192;
 impl Run<'_> {
     /// Runs that the rows of products are divided into.
     fn row_runs(&self, ops: &[MatMulOp]) -> usize {
-        let rows = ops.iter().map(|op| self.step.rows().of(op.rows)).max().unwrap_or(0);
+        let rows = self.most_rows(ops);
         if rows > MANY_ROWS { rows.div_ceil(RUN_ROWS) } else { 1 }
+    }
+
+    fn most_rows(&self, ops: &[MatMulOp]) -> usize {
+        ops.iter().map(|op| self.step.rows().of(op.rows)).max().unwrap_or(0)
     }
 
     /// Parts of products that are claimed separately: the panels of all, for each run of rows.
@@ -382,6 +386,7 @@ impl Run<'_> {
 
     fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claims: &Claims) {
         let (total, runs) = (self.matmul_units(ops), self.row_runs(ops));
+        let run_rows = self.most_rows(ops).div_ceil(runs);
         let most = claim_size(total, member.count);
         while let Some(claimed) = claims.claim(member.index, most) {
             let (mut at, mut left) = (claimed.start, claimed.len());
@@ -394,9 +399,8 @@ impl Run<'_> {
                         continue;
                     }
                     let count = left.min(here - from);
-                    let all = self.step.rows().of(op.rows);
-                    let rows = if runs == 1 { 0..all } else { run * RUN_ROWS..all.min((run + 1) * RUN_ROWS) };
-                    self.panels(op, from, count, rows);
+                    let rows = self.step.rows().of(op.rows);
+                    self.panels(op, from, count, rows.min(run * run_rows)..rows.min((run + 1) * run_rows));
                     (at, left, from) = (at + count, left - count, 0);
                     if left == 0 {
                         break;

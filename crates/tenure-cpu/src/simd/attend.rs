@@ -127,11 +127,10 @@ pub unsafe fn attend(
         let (queries, into) = (scaled.as_ptr(), scores.as_mut_ptr());
         dispatch(isa, Scores { from, stride: k.stride, here, head_dim, to, queries, count, into });
         for (at, row) in scores.chunks_exact_mut(KEYS).take(count).enumerate() {
-            let (seen, behind) = row.split_at_mut(here);
+            let seen = &mut row[..here];
             let seen_keys = if causal { (range.start + at + 1).saturating_sub(place).min(here) } else { here };
             let (seen, hidden) = seen.split_at_mut(seen_keys);
             hidden.fill(0.0);
-            behind.fill(0.0);
             if seen.is_empty() {
                 continue;
             }
@@ -386,6 +385,8 @@ mod tests {
             case(300, [300, 0], 8, false, Some((32, 128))),
             case(129, [129, 0], 17, true, Some((8, 20))),
             case(65, [65, 0], 3, false, Some((4, 2))),
+            case(97, [130, 0], 160, false, None),
+            case(7, [40, 0], 512, false, None),
         ];
         let mut random = Random::new(21);
         for isa in Isa::available() {
@@ -403,7 +404,9 @@ mod tests {
                 let on = head_of(head * head_dim, stride);
                 let mut got = vec![-7.0f32; queries * (head_dim + 2)];
                 got.chunks_exact_mut(head_dim + 2).for_each(|row| row[..head_dim].fill(f32::NAN));
-                let mut scratch = vec![f32::NAN; scratch_floats(head_dim)];
+                // Nothing behind the scratch is written.
+                let mut scratch = vec![f32::NAN; scratch_floats(head_dim) + 64];
+                scratch[scratch_floats(head_dim)..].fill(-7.0);
                 for first in (0..queries).step_by(QUERIES) {
                     let range = first..queries.min(first + QUERIES);
                     let keys = [0, 1].map(|at| Keys { k: on(&pairs[at].0), v: on(&pairs[at].1), count: spans[at] });
@@ -414,6 +417,7 @@ mod tests {
                         attend(isa, on(&q), &keys, head_dim, 0.3, range, causal, bias.as_ref(), &mut scratch, out);
                     }
                 }
+                assert!(scratch[scratch_floats(head_dim)..].iter().all(|&x| x == -7.0), "{isa:?} {head_dim}");
                 let beside = got.chunks_exact(head_dim + 2).flat_map(|row| &row[head_dim..]);
                 assert!(beside.into_iter().all(|&x| x == -7.0), "elements beside the head stay");
                 let got: Vec<f32> = got.chunks_exact(head_dim + 2).flat_map(|row| row[..head_dim].to_vec()).collect();

@@ -142,8 +142,6 @@ pub struct ScheduleFacts {
     pub class: Option<String>,
     /// Whether the step behind the last has no noise at all (DDIM).
     pub set_alpha_to_one: Option<bool>,
-    /// `leading`, `trailing` or `linspace`.
-    pub timestep_spacing: Option<String>,
     /// Added to every timestep of the spacing `leading`.
     pub steps_offset: Option<usize>,
     /// How betas grow, such as `scaled_linear`.
@@ -158,8 +156,6 @@ pub struct ScheduleFacts {
     pub zero_terminal_snr: Option<bool>,
     /// The shift of a flow schedule.
     pub shift: Option<f64>,
-    /// Noise levels after Karras et al. 2022.
-    pub karras_sigmas: Option<bool>,
 }
 
 /// The parts a configuration is worked out of.
@@ -480,7 +476,6 @@ fn schedule(settings: &Settings) -> Result<ScheduleFacts, ModelError> {
     Ok(ScheduleFacts {
         class: text("_class_name")?,
         set_alpha_to_one: settings.bool("set_alpha_to_one")?,
-        timestep_spacing: text("timestep_spacing")?,
         steps_offset: settings.usize("steps_offset")?,
         beta_schedule: text("beta_schedule")?,
         beta_start: settings.f64("beta_start")?,
@@ -488,7 +483,6 @@ fn schedule(settings: &Settings) -> Result<ScheduleFacts, ModelError> {
         train_timesteps: settings.usize("num_train_timesteps")?,
         zero_terminal_snr: settings.bool("rescale_betas_zero_snr")?,
         shift: settings.f64("shift")?,
-        karras_sigmas: settings.bool("use_karras_sigmas")?,
     })
 }
 

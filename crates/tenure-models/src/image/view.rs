@@ -152,6 +152,7 @@ impl View {
             WeightsError::new(store.files().next().unwrap_or("".as_ref()), kind)
         })
     }
+
     /// Bytes of the source, or of its elements decoded.
     fn read_plain(
         &self,

@@ -114,7 +114,7 @@ fn a_folders_settings_count() {
     let schedule = config.schedule;
     assert_eq!(schedule.class.as_deref(), Some("DDIMScheduler"));
     assert_eq!((schedule.set_alpha_to_one, schedule.zero_terminal_snr), (Some(false), Some(true)));
-    assert_eq!((schedule.timestep_spacing.as_deref(), schedule.steps_offset), (Some("leading"), Some(1)));
+    assert_eq!(schedule.steps_offset, Some(1));
     assert_eq!((schedule.beta_start, schedule.beta_end, schedule.shift), (Some(0.00085), None, None));
 
     let refused = |file: &str, text: &str| {

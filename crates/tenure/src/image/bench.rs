@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -286,11 +285,13 @@ impl Tools {
                 let sizes = planned.placement.segments.iter();
                 let segments =
                     sizes.map(|&bytes| pool.carve(SegmentKind::Weights, bytes)).collect::<Result<Vec<_>, _>>()?;
-                let (total, done) = (planned.placement.resident, AtomicU64::new(0));
+                let (total, done) = (planned.placement.resident, Mutex::new(ByteSize::ZERO));
                 let progress = |bytes: ByteSize| {
-                    let done = done.fetch_add(bytes.get(), Ordering::Relaxed) + bytes.get();
+                    // Several threads read; what is told only grows.
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    *done += bytes;
                     if let Some(told) = &self.told {
-                        told.tell(network, ByteSize::new(done), total);
+                        told.tell(network, *done, total);
                     }
                 };
                 bring(&mut self.lane, &self.limits.model, network, planned, &segments, &progress, stop)?
@@ -312,8 +313,13 @@ impl Limits {
         if self.has_room(network, &plan) {
             return Ok(plan);
         }
-        let needed = plan.arena() + self.device.backend().scratch(&plan);
-        let held = self.beside_weights(network);
+        let (arena, scratch) = (plan.arena(), self.device.backend().scratch(&plan));
+        let (needed, held) = match &self.room {
+            // Each has its own room; what lacks some is told.
+            Most::Kept { arena: held, .. } if arena > *held => (arena, *held),
+            Most::Kept { scratch: held, .. } => (scratch, *held),
+            Most::Phase { .. } => (arena + scratch, self.beside_weights(network)),
+        };
         Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into())
     }
 

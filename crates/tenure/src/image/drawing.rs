@@ -482,7 +482,8 @@ impl<'s> Drawing<'s> {
             // As many as there is room for; one must do.
             self.together = 1;
             for count in (2..=TOGETHER.min(jobs.len())).rev() {
-                let work = Work::Denoise { grid: grid(count), tokens: self.prompt.tokens, without: Vec::new() };
+                let tokens = self.prompt.tokens.max(self.negative.tokens);
+                let work = Work::Denoise { grid: grid(count), tokens, without: Vec::new() };
                 if tools.limits().has_room_for(&work)? {
                     self.together = count;
                     break;

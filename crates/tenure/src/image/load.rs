@@ -441,7 +441,10 @@ impl Kind {
         };
         let preset = variant.preset();
         let mut preset = if config.is_told_guidance() { preset.told_guidance() } else { preset };
-        preset.schedule.steps_offset = facts.steps_offset.unwrap_or(preset.schedule.steps_offset);
+        if let Some(offset) = facts.steps_offset {
+            in_bounds("steps_offset", offset, 0, facts.train_timesteps.unwrap_or(TRAIN_TIMESTEPS).saturating_sub(1))?;
+            preset.schedule.steps_offset = offset;
+        }
         if let Some(size) = config.size.filter(|&size| check_size(model, size).is_ok()) {
             (preset.width, preset.height) = size;
         }

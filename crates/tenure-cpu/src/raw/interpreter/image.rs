@@ -45,13 +45,7 @@ impl Run<'_> {
     /// The parts of a convolution with a kernel that Winograd's filtering takes.
     fn winograd_parts(&self, op: &ConvOp) -> winograd::Parts {
         let features = self.me.plan.value(op.out).cols;
-        winograd::Parts::new(self.grid(op), features, UNITS * self.me.team.count())
-    }
-
-    /// What a kernel is slid over in this step.
-    fn grid(&self, op: &ConvOp) -> Grid {
-        let rows = self.step.rows().of(self.me.plan.value(op.x).rows);
-        Grid { images: (rows / op.slide.grid.pixels()) as u32, ..op.slide.grid }
+        winograd::Parts::new(op.slide.grid, features, UNITS * self.me.team.count())
     }
 
     pub(super) fn conv_units(&self, op: &ConvOp) -> usize {
@@ -69,11 +63,11 @@ impl Run<'_> {
         let (from, channels) = me.value(op.x);
         let (base, features) = me.value(op.out);
         // SAFETY: written in an earlier phase, and by nobody in this one.
-        let x = unsafe { std::slice::from_raw_parts(from, self.grid(op).rows() * channels) };
+        let x = unsafe { std::slice::from_raw_parts(from, op.slide.grid.rows() * channels) };
         let zeros = &me.zeros[..channels];
         if winograd::takes(&op.slide, channels, features) {
             let (w, dtype, bias) = (weight.bytes(), weight.dtype(), op.bias.map(|bias| me.vector(bias)));
-            let slid = winograd::Slid { x, grid: self.grid(op), w, dtype, bias, zeros, features };
+            let slid = winograd::Slid { x, grid: op.slide.grid, w, dtype, bias, zeros, features };
             let (parts, scratch) = (self.winograd_parts(op), me.member_scratch(member.index));
             while let Some(claimed) = claims.claim(member.index, 1) {
                 // SAFETY: pixels and features of this part, which this member alone has.

@@ -428,10 +428,13 @@ mod tests {
         let parts = Parts::new(slid.grid, slid.features, wanted);
         let mut out = vec![f32::NAN; slid.grid.rows() * slid.features];
         for index in 0..parts.count() {
-            // What another part left behind changes nothing.
-            let mut scratch = vec![f32::NAN; scratch_floats(slid.grid, slid.features)];
+            // What another part left behind changes nothing, and nothing behind the scratch is written.
+            let floats = scratch_floats(slid.grid, slid.features);
+            let mut scratch = vec![f32::NAN; floats + 64];
+            scratch[floats..].fill(-7.0);
             // SAFETY: the vector has room for all pixels and features.
             unsafe { slide(isa, slid, parts, index, &mut scratch, out.as_mut_ptr()) };
+            assert!(scratch[floats..].iter().all(|&x| x == -7.0), "{isa:?} {parts:?}");
         }
         out
     }
@@ -459,6 +462,9 @@ mod tests {
                     let (zeros, bias) = (vec![0.0; channels], random.floats(features, 1.0));
                     let slid = Slid { x: &x, grid, w: &w, dtype, bias: Some(&bias), zeros: &zeros, features };
                     let got = whole(isa, slid, 1);
+                    let mut plain = whole(isa, Slid { bias: None, ..slid }, 1);
+                    plain.chunks_mut(features).for_each(|row| row.iter_mut().zip(&bias).for_each(|(x, b)| *x += b));
+                    assert_same_bits(&plain, &got, "the bias is added last");
                     for wanted in [2, 7, 100] {
                         assert_same_bits(&whole(isa, slid, wanted), &got, "in parts");
                     }
@@ -499,14 +505,19 @@ mod tests {
             for features in [32, 64, 320, 1280] {
                 for wanted in [1, 8, 64, 1000] {
                     let parts = Parts::new(grid, features, wanted);
-                    let mut seen = 0;
+                    let mut seen = vec![false; parts.tiles * features / FEATURES];
                     for index in 0..parts.count() {
-                        let (tiles, features) = parts.part(index);
-                        assert!(!tiles.is_empty() && tiles.len() <= TILES && features.start.is_multiple_of(FEATURES));
-                        assert!(!features.is_empty() && tiles.len() * features.len() <= SUMS);
-                        seen += tiles.len() * features.len();
+                        let (tiles, some) = parts.part(index);
+                        assert!(!tiles.is_empty() && tiles.len() <= TILES && some.start.is_multiple_of(FEATURES));
+                        assert!(!some.is_empty() && tiles.len() * some.len() <= SUMS);
+                        for (tile, block) in
+                            tiles.flat_map(|tile| some.clone().step_by(FEATURES).map(move |f| (tile, f)))
+                        {
+                            let at = &mut seen[(tile * features + block) / FEATURES];
+                            assert!(!std::mem::replace(at, true), "twice: {grid:?} {features} {wanted}");
+                        }
                     }
-                    assert_eq!(seen, parts.tiles * features, "{grid:?} {features} {wanted}");
+                    assert!(seen.iter().all(|&seen| seen), "{grid:?} {features} {wanted}");
                 }
             }
         }
@@ -516,7 +527,8 @@ mod tests {
     fn other_kernels_are_not_taken() {
         let grid = Grid { images: 1, height: 8, width: 8 };
         let slide = around(grid);
-        for other in [Slide { size: 1, ..slide }, Slide { stride: 2, ..slide }, Slide { before: 0, ..slide }] {
+        let others = [Slide { size: 1, ..slide }, Slide { stride: 2, ..slide }, Slide { before: 0, ..slide }];
+        for other in others.into_iter().chain([Slide { after: 0, ..slide }]) {
             assert!(!takes(&other, 64, 64));
         }
         assert!(!takes(&slide, 4, 320) && !takes(&slide, 320, 4) && !takes(&slide, 48, 64));
