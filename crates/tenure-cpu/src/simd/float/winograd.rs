@@ -4,7 +4,7 @@
 //! A tile is 2 x 2 pixels of the result, and comes from the 4 x 4 of the source around it. Tile and kernel are brought to
 //! 16 points each; a result's point is the sum over the channels of their products, a matrix product for each point.
 //!
-//! The order of every sum: [`CHANNELS`] channels one after the other into an accumulator, such sums one after the other.
+//! The order of every sum: `CHANNELS` channels one after the other into an accumulator, such sums one after the other.
 //! It depends neither on how many tiles or features a call has, nor on how callers divide them.
 
 // Tiles of registers are walked by index, several arrays at once, with bounds known when compiling.
