@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tenure::diffusion::{Guidance, Method, NoiseKind, SigmaRule, SkipLayers, Spacing};
-use tenure::{Cancel, Deadline, Drawn, Image, ImageRequest, Init, Loading, Phase, Picture, Warning, WeightStore};
+use tenure::{Cancel, Deadline, Drawn, Image, ImageRequest, Init, Loading, Mask, Phase, Picture, Warning, WeightStore};
 use tenure_examples::cli::{Refusal, memory, note, parsed, run};
 use tenure_examples::image::{ImageArgs, ResidencyArg, networks};
 use tenure_examples::{png, progress};
@@ -21,7 +21,7 @@ struct Arguments {
     #[command(flatten)]
     model: ImageArgs,
     /// What is to be seen.
-    #[arg(short = 'p', long, default_value = "a red circle")]
+    #[arg(short = 'p', long, default_value = "a red circle", allow_hyphen_values = true)]
     prompt: String,
     /// What is not.
     #[arg(short = 'n', long, default_value = "", allow_hyphen_values = true)]
@@ -48,7 +48,7 @@ struct Arguments {
     #[arg(long, value_parser = rule)]
     schedule: Option<SigmaRule>,
     /// These sigmas, falling, the last of which ends the last step.
-    #[arg(long, value_delimiter = ',', conflicts_with = "schedule")]
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["schedule", "steps"])]
     sigmas: Option<Vec<f32>>,
     /// Where the timesteps lie.
     #[arg(long, value_enum)]
@@ -69,24 +69,25 @@ struct Arguments {
     #[arg(long)]
     init_img: Option<PathBuf>,
     /// How much of it is drawn anew, above 0 and up to 1.
-    #[arg(long, default_value_t = 0.75, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.75, allow_negative_numbers = true, requires = "init_img")]
     strength: f64,
     /// Where it is drawn anew: a picture that is white there.
     #[arg(long, requires = "init_img")]
     mask: Option<PathBuf>,
-    /// Blurs the mask by so many pixels.
-    #[arg(long, default_value_t = 0.0)]
+    /// Blurs the mask by so many pixels, at most 1000.
+    #[arg(long, default_value_t = 0.0, requires = "mask", value_parser = blur)]
     mask_blur: f32,
     /// Grows the mask by so many pixels.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, requires = "mask")]
     mask_grow: usize,
     /// Draws anew where the mask is black.
-    #[arg(long)]
+    #[arg(long, requires = "mask")]
     mask_invert: bool,
-    /// The noise to begin with: `latents` of a safetensors file, standard normal numbers.
+    /// The noise to begin with, in place of the seed's: `latents` of a safetensors file, `[batch, channels, height / 8,
+    /// width / 8]` standard normal numbers.
     #[arg(long)]
     init_latents: Option<PathBuf>,
-    /// Where the latents go, as `latents` of a safetensors file.
+    /// Where the finished latents go, from which the pictures were decoded, as `latents` of a safetensors file.
     #[arg(long)]
     latents_out: Option<PathBuf>,
     /// Writes a preview after every so many steps, as OUT.preview.png: by --taesd, or else an eighth of the size.
@@ -131,6 +132,7 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     let begun = Instant::now();
     let cancel = Cancel::new();
     tenure_examples::interrupt::cancel_on_interrupt(&cancel)?;
+    check_outputs(arguments)?;
     let model = arguments.model.open()?;
     let engine = arguments.model.engine(&model)?;
     let preset = Image::preset(&model)?;
@@ -151,14 +153,18 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     let handle = ImageArgs::load(&engine, plan, &cancel)?;
     let load = begun.elapsed();
 
-    let request = request(arguments, init, size, &preset.guidance, cancel)?;
+    let mut request = request(arguments, init, size, &preset.guidance, cancel)?;
+    if let Some(path) = &arguments.init_latents {
+        let shape = [request.seeds.len(), model.config().latent_channels, size.1 / 8, size.0 / 8];
+        request.noise_latents = Some(read_latents(path, shape)?);
+    }
     let (seeds, negative) = (request.seeds.clone(), request.negative.clone());
     let deadline = Deadline::after(Duration::from_secs(arguments.timeout));
     let mut session = handle.session();
     let mut drawing = session.draw(request)?;
-    for warning in drawing.warnings() {
-        note(format_args!("warning: {}\n", told(warning)));
-    }
+    let warn = |warnings: &[Warning]| warnings.iter().for_each(|it| note(format_args!("warning: {}\n", told(it))));
+    warn(drawing.warnings());
+    let warned = drawing.warnings().len();
     let bar = progress::steps("drawing");
     while let Some(done) = drawing.next(deadline)? {
         if done.phase == Phase::Denoise {
@@ -172,6 +178,8 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     }
     bar.finish_and_clear();
     let drawn = drawing.finish()?;
+    // Of prompts, which were not read before.
+    warn(drawn.warnings.get(warned..).unwrap_or_default());
 
     let mut files = Vec::new();
     for (i, (picture, seed)) in drawn.pictures.iter().zip(&seeds).enumerate() {
@@ -182,9 +190,10 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     if let Some(path) = &arguments.latents_out {
         write_latents(path, &drawn)?;
     }
-    let seconds = |wanted| {
+    let took = |wanted| {
         let spent = drawn.timings.iter().find(|(phase, _)| *phase == wanted);
-        spent.map_or(0.0, |(_, spent)| spent.as_secs_f64() * 1e3)
+        let before = if wanted == Phase::Load { load } else { Duration::ZERO };
+        (before + spent.map_or(Duration::ZERO, |(_, spent)| *spent)).as_secs_f64() * 1e3
     };
     if !arguments.json {
         let mut out = std::io::stdout().lock();
@@ -194,11 +203,19 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
     }
     note(format_args!(
         "loaded in {:.0} ms; prompt {:.0} ms, steps {:.0} ms, decoding {:.0} ms\n",
-        load.as_secs_f64() * 1e3 + seconds(Phase::Load),
-        seconds(Phase::Prompt),
-        seconds(Phase::Denoise),
-        seconds(Phase::Decode),
+        took(Phase::Load),
+        took(Phase::Prompt),
+        took(Phase::Denoise),
+        took(Phase::Decode),
     ));
+    let (mut memory, mut timings) = (memory(&engine, planned), json!({}));
+    for &(phase, peak) in &drawn.memory {
+        timings[format!("{}_ms", name(phase))] = json!(took(phase));
+        // Networks are loaded in the phases they are for.
+        if phase != Phase::Load {
+            memory["phases"][name(phase)] = json!({"peak_bytes": peak.get()});
+        }
+    }
     Ok(json!({
         "files": files,
         "seeds": seeds,
@@ -208,16 +225,20 @@ fn imagine(mut arguments: Arguments) -> Result<Value, Refusal> {
         "sampler": drawn.method,
         "cfg_scale": drawn.guidance,
         "warnings": drawn.warnings.iter().map(told).collect::<Vec<_>>(),
-        "timings": {
-            "load_ms": load.as_secs_f64() * 1e3 + seconds(Phase::Load),
-            "prompt_ms": seconds(Phase::Prompt),
-            "image_ms": seconds(Phase::Image),
-            "denoise_ms": seconds(Phase::Denoise),
-            "decode_ms": seconds(Phase::Decode),
-        },
-        "memory": memory(&engine, planned),
+        "timings": timings,
+        "memory": memory,
         "networks": networks,
     }))
+}
+
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Load => "load",
+        Phase::Prompt => "prompt",
+        Phase::Image => "image",
+        Phase::Denoise => "denoise",
+        Phase::Decode => "decode",
+    }
 }
 
 /// What the arguments ask for.
@@ -265,7 +286,6 @@ fn request(
             RngArg::Philox => NoiseKind::Philox,
         },
         init,
-        noise_latents: arguments.init_latents.as_deref().map(read_latents).transpose()?,
         preview_every: arguments.preview,
         loading: Some(shown_loading()),
         cancel,
@@ -291,22 +311,36 @@ fn shown_loading() -> Loading {
 
 /// The picture to begin with, brought to a size.
 fn init(arguments: &Arguments, picture: Picture, (width, height): (usize, usize)) -> Result<Init, Refusal> {
+    let own = (picture.width(), picture.height());
     let picture = png::fitted(picture, (width, height))?;
-    let mut mask = arguments.mask.as_deref().map(png::read_mask).transpose()?;
-    if let Some(given) = mask.take() {
-        // Before it is grown, which takes its time for a large one.
-        if (given.width(), given.height()) != (width, height) {
-            let (own_width, own_height) = (given.width(), given.height());
-            let message = format!("the mask has {own_width}x{own_height} pixels, the picture {width}x{height}");
-            return Err(Refusal::new("BadParameter", message));
-        }
-        let (mut given, grown) = (if arguments.mask_invert { given.inverted() } else { given }, arguments.mask_grow);
-        if grown > 0 {
-            given = given.grown(grown);
-        }
-        mask = Some(given.blurred(arguments.mask_blur));
-    }
+    let mask = arguments.mask.as_deref().map(|path| mask(arguments, path, own, (width, height))).transpose()?;
     Ok(Init { picture, strength: arguments.strength, mask })
+}
+
+/// The mask of a picture of that size of its own, brought to the size that is drawn.
+fn mask(
+    arguments: &Arguments,
+    path: &Path,
+    own: (usize, usize),
+    (width, height): (usize, usize),
+) -> Result<Mask, Refusal> {
+    let mut mask = png::read_mask(path)?;
+    if (mask.width(), mask.height()) == own {
+        mask = png::fitted_mask(mask, (width, height))?;
+    }
+    // Before it is grown, which takes its time for a large one.
+    if (mask.width(), mask.height()) != (width, height) {
+        let (own_width, own_height) = (mask.width(), mask.height());
+        let message = format!("the mask has {own_width}x{own_height} pixels, the picture {width}x{height}");
+        return Err(Refusal::new("BadParameter", message));
+    }
+    if arguments.mask_invert {
+        mask = mask.inverted();
+    }
+    if arguments.mask_grow > 0 {
+        mask = mask.grown(arguments.mask_grow);
+    }
+    Ok(mask.blurred(arguments.mask_blur))
 }
 
 /// What made a picture, as AUTOMATIC1111's web UI writes it.
@@ -326,12 +360,24 @@ fn parameters(arguments: &Arguments, drawn: &Drawn, picture: &Picture, negative:
     if let Some(rule) = &arguments.schedule {
         text += &format!(", Schedule type: {}", rule.label());
     }
+    if let Some(sigmas) = &arguments.sigmas {
+        let sigmas: Vec<String> = sigmas.iter().map(f32::to_string).collect();
+        text += &format!(", Sigmas: {}", sigmas.join(" "));
+    }
+    if let Some(rescale) = arguments.cfg_rescale {
+        text += &format!(", CFG Rescale: {rescale}");
+    }
+    if let Some(rng) = arguments.rng.to_possible_value().filter(|rng| rng.get_name() != "cpu") {
+        text += &format!(", RNG: {}", rng.get_name());
+    }
     if arguments.init_img.is_some() {
         text += &format!(", Denoising strength: {}", arguments.strength);
     }
-    if let Some(name) = arguments.model.model.as_deref().and_then(|model| Path::new(model).file_stem()) {
-        text += &format!(", Model: {}", name.to_string_lossy());
+    if arguments.mask_blur > 0.0 {
+        text += &format!(", Mask blur: {}", arguments.mask_blur);
     }
+    let name = arguments.model.model.as_deref().and_then(|model| Path::new(model).file_stem());
+    text += &format!(", Model: {}", name.map_or("paint".into(), |name| name.to_string_lossy()));
     text + concat!(", Version: Tenure ", env!("CARGO_PKG_VERSION"))
 }
 
@@ -359,6 +405,30 @@ fn told(warning: &Warning) -> String {
     }
 }
 
+/// Refuses places that nothing could be written to, before anything is drawn for them.
+fn check_outputs(arguments: &Arguments) -> Result<(), Refusal> {
+    let refuse = |path: &Path, what: &str| Err(Refusal::new("Io", format!("{}: {what}", path.display())));
+    for path in [Some(&arguments.output), arguments.latents_out.as_ref()].into_iter().flatten() {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return refuse(path, "there is no such folder");
+        }
+        if path.is_dir() || path.file_name().is_none() {
+            return refuse(path, "it is a folder");
+        }
+        if path.metadata().is_ok_and(|file| file.permissions().readonly()) {
+            return refuse(path, "it cannot be written to");
+        }
+    }
+    if !arguments.output.extension().is_some_and(|end| end.eq_ignore_ascii_case("png")) {
+        return refuse(&arguments.output, "pictures are written as PNG; a name that ends in .png is needed");
+    }
+    match &arguments.latents_out {
+        Some(latents) if *latents == arguments.output => refuse(latents, "it is also where the picture goes"),
+        _ => Ok(()),
+    }
+}
+
 /// `OUT.png`, or `OUT-2.png` for one of several.
 fn numbered(path: &Path, i: usize, of: usize) -> PathBuf {
     if of == 1 {
@@ -379,18 +449,32 @@ fn write_latents(path: &Path, drawn: &Drawn) -> Result<(), Refusal> {
     safetensors::serialize_to_file([("latents", view)], None, path).map_err(|error| fail(&error))
 }
 
-fn read_latents(path: &Path) -> Result<Vec<f32>, Refusal> {
+/// Latents of a file, which must have that shape.
+fn read_latents(path: &Path, shape: [usize; 4]) -> Result<Vec<f32>, Refusal> {
     let store = WeightStore::open(path)?;
+    let bad = |what: String| Refusal::new("BadParameter", format!("{}: {what}", path.display()));
     let tensor = store.find("latents").ok_or_else(|| {
         Refusal::new("MissingTensor", format!("{}: there is no tensor called latents", path.display()))
     })?;
-    if tensor.spec().dtype != tenure::DType::F32 {
-        let message = format!("{}: latents are {}, F32 is wanted", path.display(), tensor.spec().dtype);
-        return Err(Refusal::new("BadParameter", message));
+    let spec = tensor.spec();
+    if spec.dtype != tenure::DType::F32 {
+        return Err(bad(format!("latents are {}, F32 is wanted", spec.dtype)));
+    }
+    if spec.shape.dims() != shape {
+        return Err(bad(format!("latents have the shape {}, {shape:?} is wanted", spec.shape)));
     }
     let mut bytes = vec![0; tensor.bytes().get() as usize];
     store.read_at(tensor, 0, &mut bytes)?;
-    Ok(bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect())
+    let latents: Vec<f32> = bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+    match latents.iter().find(|x| !x.is_finite()) {
+        Some(x) => Err(bad(format!("{x} is among the latents"))),
+        None => Ok(latents),
+    }
+}
+
+fn blur(text: &str) -> Result<f32, String> {
+    let pixels: f32 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=1000.0).contains(&pixels) { Ok(pixels) } else { Err("0 to 1000 pixels are possible".to_owned()) }
 }
 
 fn method(name: &str) -> Result<Method, String> {

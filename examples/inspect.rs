@@ -53,8 +53,14 @@ fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
             })
         })
         .collect();
+    // Parts of image models, where the file is a whole one.
+    let model = Image::open(&ImagePaths::new(&path)).ok();
     if !arguments.json {
         let mut out = BufWriter::new(std::io::stdout().lock());
+        if let Some(model) = &model {
+            let parts: Vec<String> = model.parts().map(|part| part.part().to_string()).collect();
+            writeln!(out, "{}: {}", model.config().family, parts.join(", "))?;
+        }
         for (key, value) in &metadata {
             writeln!(out, "{key} = {value}")?;
         }
@@ -65,7 +71,12 @@ fn inspect(arguments: &Arguments) -> Result<Value, Refusal> {
         }
         out.flush()?;
     }
-    Ok(json!({"metadata": metadata, "tensors": tensors}))
+    let mut answer = json!({"metadata": metadata, "tensors": tensors});
+    if let Some(model) = model {
+        answer["family"] = json!(model.config().family.to_string());
+        answer["parts"] = model.parts().map(|part| json!({"name": part.part().to_string()})).collect();
+    }
+    Ok(answer)
 }
 
 /// The parts of a diffusers folder.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::{ByteSize, Cancel, Device, Engine, Image, ImageModel, LoadPlan, Text, WeightAccess};
-use tenure_examples::cli::{ModelArgs, Refusal, parsed, run, unused};
+use tenure::{ByteSize, Cancel, Device, Engine, Image, ImageModel, LoadPlan, Offload, Text, TextOptions};
+use tenure_examples::cli::{KvArg, ModelArgs, Refusal, access, parsed, refuse_alien, run, unused};
 use tenure_examples::image::{ImageParts, networks};
 
 /// What loading a model would take.
@@ -35,13 +35,18 @@ fn main() -> ExitCode {
 
 fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
     let engine = arguments.model.engine()?;
-    // What is no image model may be a text model.
-    if arguments.model.model.is_some() {
-        match Image::open(&arguments.image.paths(arguments.model.path(&Cancel::new())?)) {
-            Ok(model) => return image(arguments, &engine, &model),
-            Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let text = &arguments.model;
+    if let Some(model) = arguments.image.model_of(text)? {
+        let given = [
+            ("--ctx", text.context.is_some()),
+            ("--ngl", text.ngl.0 != Offload::All),
+            ("--kv", !matches!(text.kv, KvArg::F16)),
+            ("--batch", text.batch != TextOptions::default().batch),
+            ("--check-activations", text.check_activations),
+            ("--sequences", arguments.sequences != 1),
+        ];
+        refuse_alien(&given, "an image model")?;
+        return image(arguments, &engine, &model);
     }
     let plan = arguments.model.plan(&engine, &arguments.model.options(arguments.sequences, 1), &Cancel::new())?;
     let planned = plan.bytes();
@@ -108,8 +113,8 @@ fn plan(arguments: &Arguments) -> Result<Value, Refusal> {
 
 /// What loading an image model would take.
 fn image(arguments: &Arguments, engine: &Engine, model: &Arc<ImageModel>) -> Result<Value, Refusal> {
-    let access = if arguments.model.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped };
-    let plan = engine.plan::<Image>(model, &arguments.image.options(arguments.image.size(None)?, true, access))?;
+    let options = arguments.image.options(arguments.image.size(None)?, true, access(arguments.model.no_mmap));
+    let plan = engine.plan::<Image>(model, &options)?;
     let (staging, report) = (engine.device().backend().overhead(), engine.report());
     let (total, budget) = (plan.bytes() + staging, arguments.model.budget.unwrap_or(report.budget + staging));
     let fits = total <= budget;

@@ -2,11 +2,11 @@
 """Interleaved comparison of this engine with diffusers (PyTorch on the CPU) and stable-diffusion.cpp on one image model and the same
 threads.
 
-    images.py [-t 2] [--rounds 3] [--size 512x512] [--folder-of-models DIR] [--peer-python PYTHON] [--name NAME]
+    images.py [-t 2] [--rounds 3] [--size 512x512] [--models DIR] [--peer-python PYTHON] [--name NAME]
 
 The model has Stable Diffusion 1.5's shapes with random weights in 16 bits and is made once (a diffusers folder, one file in the original
-layout, a tiny autoencoder: 4.3 GB; with stable-diffusion-cpp-python also a Q8_0 GGUF by its converter): speed and memory need no
-trained weights. Each round runs every side in a process of its own, in turns; the order turns round by round. A phase is one text
+layout, the same in floats of 8 bits, a tiny autoencoder: 5.4 GB; with stable-diffusion-cpp-python also a Q8_0 GGUF by its converter):
+speed and memory need no trained weights. Each round runs every side in a process of its own, in turns; the order turns round by round. A phase is one text
 encoding, one evaluation of the U-Net, one decoding by the autoencoder or by the tiny one, after one that is not counted. diffusers
 computes in f32, which is its fastest on a CPU without 16-bit arithmetic. stable-diffusion.cpp runs in the first round only, and its
 decoding is its process's first. Both peers run with their defaults. Our seconds are with all networks in memory; our peak memory is of one
@@ -30,6 +30,7 @@ import compare
 
 PHASES = ("prompt", "unet", "decode", "tiny_decode")
 FOLDER, FILE, TINY, QUANTIZED = "random-sd15", "random-sd15.safetensors", "random-taesd.safetensors", "random-sd15-q8_0.gguf"
+FLOATS8 = "random-sd15-f8_e4m3.safetensors"
 
 
 def make_folder(folder: str) -> None:
@@ -132,11 +133,21 @@ def make_tiny(path: str) -> None:
     os.rename(path + ".part", path)
 
 
+def make_floats8(file: str, path: str) -> None:
+    """The file's weights as floats of 8 bits."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, path + ".part")
+    os.rename(path + ".part", path)
+
+
 def make_models(options: argparse.Namespace) -> None:
     """What is not there yet."""
     os.makedirs(options.models, exist_ok=True)
     at = lambda name: os.path.join(options.models, name)
-    for name, make in ((FOLDER, make_folder), (FILE, lambda path: make_file(at(FOLDER), path)), (TINY, make_tiny)):
+    for name, make in ((FOLDER, make_folder), (FILE, lambda path: make_file(at(FOLDER), path)), (TINY, make_tiny),
+                       (FLOATS8, lambda path: make_floats8(at(FILE), path))):
         if not os.path.exists(at(name)):
             make(at(name))
     if options.peer_python and not os.path.exists(at(QUANTIZED)):
@@ -265,7 +276,8 @@ def main() -> None:
     binaries = {name: compare.built(name, given(name)) for name in ("bench", "imagine")}
     settings = {"threads": options.threads, "rounds": options.rounds, "size": options.size, "model": FOLDER}
     record = compare.begin_record(settings)
-    sides = {"tenure f16": lambda: ours(binaries, options, FOLDER), "diffusers f32": lambda: diffusers(options)}
+    sides = {"tenure f16": lambda: ours(binaries, options, FOLDER), "diffusers f32": lambda: diffusers(options),
+             "tenure f8_e4m3": lambda: ours(binaries, options, FLOATS8)}
     if os.path.exists(os.path.join(options.models, QUANTIZED)):
         sides["tenure q8_0"] = lambda: ours(binaries, options, QUANTIZED)
     runs = {name: [] for name in sides}

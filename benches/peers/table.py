@@ -57,7 +57,7 @@ def images(record: dict) -> list[str]:
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; {settings['threads']} threads; {record['date'][:10]}. Seconds, and in "
         f"brackets the part of the f32 multiply-adds that the processor can do; medians of {settings['rounds']} interleaved rounds (stable-diffusion.cpp: one); "
         f"Stable Diffusion 1.5's shapes with random weights, {settings['size']}. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
-        "filtering, and weights of 8 bits are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all.",
+        "filtering, and blocks of 8 bits (q8_0) are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all.",
         "",
         f"| |{cells(sides)}",
         f"| --- |{cells('---:' for _ in sides)}",

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tenure::diffusion::Guidance;
-use tenure::{Cancel, Deadline, Image, ImageModel, ImageRequest, Phase, WeightAccess};
-use tenure_examples::cli::{Refusal, memory};
+use tenure::{Cancel, Deadline, Image, ImageModel, ImageRequest, Phase};
+use tenure_examples::cli::{Refusal, access, memory};
 use tenure_examples::image::{ImageArgs, networks};
 
 use crate::{Arguments, PATIENCE, summary};
@@ -18,8 +18,8 @@ const PHASES: [(Phase, &str); 3] = [(Phase::Prompt, "prompt"), (Phase::Denoise, 
 /// Measures an image model's speed: seconds of encoding a prompt, of a step without a negative prompt, and of decoding.
 pub(crate) fn bench(arguments: &Arguments, model: &Arc<ImageModel>) -> Result<Value, Refusal> {
     let engine = arguments.model.engine()?;
-    let access = if arguments.model.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped };
-    let plan = engine.plan::<Image>(model, &arguments.image.options(arguments.image.size(None)?, false, access))?;
+    let options = arguments.image.options(arguments.image.size(None)?, false, access(arguments.model.no_mmap));
+    let plan = engine.plan::<Image>(model, &options)?;
     let (planned, networks, (width, height)) = (plan.bytes(), networks(&plan), plan.size());
     let handle = ImageArgs::load(&engine, plan, &Cancel::new())?;
     let threads = arguments.model.threads()?;

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use tenure::{Cancel, Image};
-use tenure_examples::cli::{ModelArgs, Refusal, parsed, run};
+use tenure_examples::cli::{ModelArgs, Refusal, parsed, refuse_alien, run};
 use tenure_examples::image::ImageParts;
 
 /// Measures a model's speed: prefill and decode of a language model, the phases of an image model.
@@ -57,27 +56,16 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
     if arguments.repetitions == 0 || arguments.sequences == Some(0) {
         return Err(Refusal::new("BadParameter", "at least one repetition and one sequence are needed"));
     }
-    let alien = |given: &[(&str, bool)], model: &str| match given.iter().find(|(_, given)| *given) {
-        Some((name, _)) => Err(Refusal::new("BadParameter", format!("{name} means nothing for {model}"))),
-        None => Ok(()),
-    };
-    // What is no image model may be a text model.
-    if arguments.model.model.is_some() {
-        match Image::open(&arguments.image.paths(arguments.model.path(&Cancel::new())?)) {
-            Ok(model) => {
-                let given = [
-                    ("--prompt", arguments.prompt.is_some()),
-                    ("--decode", arguments.decode.is_some()),
-                    ("--sequences", arguments.sequences.is_some()),
-                    ("--depth", arguments.depth.is_some()),
-                    ("--explain", arguments.explain),
-                ];
-                alien(&given, "an image model")?;
-                return image::bench(arguments, &model);
-            }
-            Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => {}
-            Err(error) => return Err(error.into()),
-        }
+    if let Some(model) = arguments.image.model_of(&arguments.model)? {
+        let given = [
+            ("--prompt", arguments.prompt.is_some()),
+            ("--decode", arguments.decode.is_some()),
+            ("--sequences", arguments.sequences.is_some()),
+            ("--depth", arguments.depth.is_some()),
+            ("--explain", arguments.explain),
+        ];
+        refuse_alien(&given, "an image model")?;
+        return image::bench(arguments, &model);
     }
     let image = &arguments.image;
     let given = [
@@ -87,7 +75,7 @@ fn bench(arguments: &Arguments) -> Result<Value, Refusal> {
         ("--taesd", image.taesd.is_some()),
         ("--residency", image.residency.is_some()),
     ];
-    alien(&given, "a language model")?;
+    refuse_alien(&given, "a language model")?;
     text::bench(arguments)
 }
 

@@ -125,6 +125,17 @@ pub fn run(json: bool, body: impl FnOnce() -> Result<Option<Value>, Refusal>) ->
     }
 }
 
+/// Refuses the first option that was given and means nothing for a kind of model.
+///
+/// # Errors
+/// For that option.
+pub fn refuse_alien(given: &[(&str, bool)], model: &str) -> Result<(), Refusal> {
+    match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Refusal::new("BadParameter", format!("{name} means nothing for {model}"))),
+        None => Ok(()),
+    }
+}
+
 /// Writes to stderr. That nobody reads it ends nothing: the answer is on stdout.
 pub fn note(text: fmt::Arguments<'_>) {
     let _: std::io::Result<()> = std::io::stderr().lock().write_fmt(text);
@@ -218,7 +229,7 @@ impl ModelArgs {
             batch: self.batch,
             logit_rows,
             offload: self.ngl.0,
-            access: if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped },
+            access: access(self.no_mmap),
             check_activations: self.check_activations,
         }
     }
@@ -305,6 +316,11 @@ impl ModelArgs {
         bar.finish_and_clear();
         Ok((model, planned))
     }
+}
+
+/// How weights are reached, with `--no-mmap` or without.
+pub fn access(no_mmap: bool) -> WeightAccess {
+    if no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped }
 }
 
 /// A warning of the tensors that a model does not use, if there are any.

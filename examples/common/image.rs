@@ -10,7 +10,7 @@ use tenure::{
     ModelHandle, NetworkMemory, Residency, Stop, Tiling, WeightAccess,
 };
 
-use crate::cli::{Refusal, bytes, note};
+use crate::cli::{ModelArgs, Refusal, access, bytes, note};
 use crate::device::DeviceArg;
 
 /// Which image model, and how it is held.
@@ -60,7 +60,7 @@ pub struct ImageParts {
     #[arg(long)]
     pub taesd: Option<PathBuf>,
     /// Use the tiny autoencoder for previews only.
-    #[arg(long)]
+    #[arg(long, requires = "taesd")]
     pub taesd_preview_only: bool,
     /// Which weights of a diffusers folder, such as fp16.
     #[arg(long)]
@@ -105,8 +105,7 @@ impl ImageArgs {
 
     /// How the model is loaded for images of a size.
     pub fn options(&self, size: Option<(usize, usize)>, from_images: bool) -> ImageOptions {
-        let access = if self.no_mmap { WeightAccess::Staged } else { WeightAccess::Mapped };
-        self.parts.options(size, from_images, access)
+        self.parts.options(size, from_images, access(self.no_mmap))
     }
 
     /// An engine for a model, as these arguments want it.
@@ -162,6 +161,21 @@ impl ImageParts {
             t5: self.t5xxl.clone(),
             taesd: self.taesd.clone(),
             variant: self.variant.clone(),
+        }
+    }
+
+    /// The image model that a binary for models of both kinds was given; `None` where it may be a text model.
+    ///
+    /// # Errors
+    /// When the name leads to no file, or the files cannot be read.
+    pub fn model_of(&self, arguments: &ModelArgs) -> Result<Option<Arc<ImageModel>>, Refusal> {
+        if arguments.model.is_none() {
+            return Ok(None);
+        }
+        match Image::open(&self.paths(arguments.path(&Cancel::new())?)) {
+            Ok(model) => Ok(Some(model)),
+            Err(error) if ["TextModel", "NotAnImageModel"].contains(&&*error.class()) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

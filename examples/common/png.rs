@@ -47,24 +47,54 @@ pub fn read(path: &Path) -> Result<Picture, Refusal> {
 /// # Errors
 /// When there is no such size.
 pub fn fitted(picture: Picture, (width, height): (usize, usize)) -> Result<Picture, Refusal> {
-    if (picture.width(), picture.height()) == (width, height) {
+    let own = (picture.width(), picture.height());
+    if own == (width, height) {
         return Ok(picture);
     }
-    let bad = |of: &str| Refusal::new("BadParameter", format!("{of} cannot be brought to {width}x{height} pixels"));
-    let side = |side: usize| u32::try_from(side).map_err(|_| bad("a picture"));
-    let (own_width, own_height) = (side(picture.width())?, side(picture.height())?);
-    let rgb = image::RgbImage::from_raw(own_width, own_height, picture.into_rgb()).ok_or_else(|| bad("a picture"))?;
+    let (own_width, own_height) = sides(own)?;
+    let rgb = image::RgbImage::from_raw(own_width, own_height, picture.into_rgb()).ok_or_else(|| beyond(own))?;
+    let rgb = middle(rgb.into(), (width, height))?.into_rgb8();
+    Ok(Picture::new(width, height, rgb.into_raw())?)
+}
+
+/// A mask brought to a size as [`fitted`] brings a picture.
+///
+/// # Errors
+/// When there is no such size.
+pub fn fitted_mask(mask: Mask, (width, height): (usize, usize)) -> Result<Mask, Refusal> {
+    let own = (mask.width(), mask.height());
+    if own == (width, height) {
+        return Ok(mask);
+    }
+    let (own_width, own_height) = sides(own)?;
+    let bytes = mask.values().iter().map(|value| (value * 255.0).round() as u8).collect();
+    let grey = image::GrayImage::from_raw(own_width, own_height, bytes).ok_or_else(|| beyond(own))?;
+    let grey = middle(grey.into(), (width, height))?.into_luma8();
+    Ok(Mask::from_bytes(width, height, grey.as_raw())?)
+}
+
+fn beyond((width, height): (usize, usize)) -> Refusal {
+    Refusal::new("BadParameter", format!("{width}x{height} pixels are beyond what pictures have"))
+}
+
+fn sides((width, height): (usize, usize)) -> Result<(u32, u32), Refusal> {
+    let side = |side: usize| u32::try_from(side).map_err(|_| beyond((width, height)));
+    Ok((side(width)?, side(height)?))
+}
+
+/// The middle of an image, as wide for its height as a size, brought to that size.
+fn middle(image: image::DynamicImage, size: (usize, usize)) -> Result<image::DynamicImage, Refusal> {
+    let ((width, height), (own_width, own_height)) = (sides(size)?, (image.width(), image.height()));
     // What is not seen is cut off first: a picture a thousand times as wide as high would grow a thousandfold otherwise.
-    let part = |own: u32, other: u32, along: usize, across: usize| -> u32 {
-        let fits = u64::from(other) * along as u64 / (across as u64).max(1);
+    let part = |own: u32, other: u32, along: u32, across: u32| -> u32 {
+        let fits = u64::from(other) * u64::from(along) / u64::from(across).max(1);
         own.min(u32::try_from(fits).unwrap_or(own)).max(1)
     };
     let (cut_width, cut_height) =
         (part(own_width, own_height, width, height), part(own_height, own_width, height, width));
     let (left, top) = ((own_width - cut_width) / 2, (own_height - cut_height) / 2);
-    let rgb = image::DynamicImage::from(rgb).crop_imm(left, top, cut_width, cut_height);
-    let rgb = rgb.resize_exact(side(width)?, side(height)?, image::imageops::FilterType::Lanczos3).into_rgb8();
-    Ok(Picture::new(width, height, rgb.into_raw())?)
+    let image = image.crop_imm(left, top, cut_width, cut_height);
+    Ok(image.resize_exact(width, height, image::imageops::FilterType::Lanczos3))
 }
 
 /// Reads a mask: white where the picture is drawn anew.

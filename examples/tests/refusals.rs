@@ -177,7 +177,8 @@ fn paint() -> String {
 #[test]
 fn images_that_cannot_be_drawn_are_refused() {
     let (paint, text, many) = (paint(), fixture("llama-f32.gguf"), "word ".repeat(5000));
-    let cases: [(&[&str], &str); 30] = [
+    let out = scratch("refused.png").to_str().expect("UTF-8").to_owned();
+    let cases: &[(&[&str], &str)] = &[
         (&["-W", "0", "-H", "0"], "BadParameter"),
         (&["-W", "-64", "-H", "64"], "BadParameter"),
         (&["-W", "100", "-H", "100"], "BadParameter"),
@@ -207,16 +208,30 @@ fn images_that_cannot_be_drawn_are_refused() {
         (&["--mask", &text], "BadParameter"),
         (&["--init-img", &text], "BadImage"),
         (&["--init-latents", &text], "MissingTensor"),
-        (&["-o", "/nowhere/at/all.png", "--steps", "1", "-W", "64", "-H", "64"], "Io"),
+        (&["-o", "/nowhere/at/all.png"], "Io"),
+        (&["-o", "/"], "Io"),
+        (&["-o", "picture.jpg"], "Io"),
+        (&["--latents-out", "/nowhere/at/all.safetensors"], "Io"),
+        (&["--latents-out", &out], "Io"),
+        (&["--strength", "0.5"], "BadParameter"),
+        (&["--mask-blur", "2"], "BadParameter"),
+        (&["--mask-grow", "2"], "BadParameter"),
+        (&["--mask-invert"], "BadParameter"),
+        (&["--taesd-preview-only"], "BadParameter"),
+        (&["--sigmas", "14,7,0", "--steps", "5"], "BadParameter"),
+        (&["--skip-layers", "7"], "BadParameter"),
     ];
-    for (arguments, kind) in cases {
-        let all = [&["--json", "-m", &paint, "-o", "/nowhere/x.png"], arguments].concat();
+    for &(arguments, kind) in cases {
+        let all = [&["--json", "-m", &paint, "-o", &out], arguments].concat();
         // A later flag of one name is refused by the parser.
         let all: Vec<&str> =
             if arguments.contains(&"-o") { [&["--json", "-m", &paint], arguments].concat() } else { all };
         assert_eq!(refused("imagine", &all), kind, "{arguments:?}");
     }
     assert_eq!(refused("imagine", &["--json", "-m", &text]), "TextModel");
+    for alien in [["--ctx", "5"], ["--ngl", "3"], ["--kv", "q8_0"], ["--sequences", "4"], ["--batch", "9"]] {
+        assert_eq!(refused("plan", &[&["--json", "-m", &paint][..], &alien].concat()), "BadParameter", "{alien:?}");
+    }
     assert_eq!(refused("generate", &["--json", "-m", &paint]), "NoMetadata");
 }
 
@@ -238,10 +253,9 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 fn pictures_that_cannot_be_read_are_refused() {
     let (paint, file, mask) = (paint(), scratch("init.png"), scratch("mask.png"));
     let (path, mask_path) = (file.to_str().expect("UTF-8"), mask.to_str().expect("UTF-8"));
-    let draw = |more: &[&str]| {
-        let small = ["--json", "-m", &paint, "--steps", "2", "--init-img", path, "-o", "/nowhere/x.png"];
-        refused("imagine", &[&small[..], more].concat())
-    };
+    let out = scratch("never.png");
+    let small = ["--json", "-m", &paint, "--steps", "2", "--init-img", path, "-o", out.to_str().expect("UTF-8")];
+    let draw = |more: &[&str]| refused("imagine", &[&small[..], more].concat());
     // A hundred bytes that say 65,535 by 65,535 pixels.
     let header = |side: u32| [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
     let signature = b"\x89PNG\r\n\x1a\n";
@@ -254,11 +268,10 @@ fn pictures_that_cannot_be_read_are_refused() {
     std::fs::write(&file, &bombed).expect("writable");
     assert_eq!(draw(&[]), "BadImage");
 
-    // One that is a hundred thousand times as wide as high is cut before it is brought to a size, not after. What is
-    // refused is the place of the result.
+    // One that is a hundred thousand times as wide as high is cut before it is brought to a size, not after.
     let wide = tenure::Picture::new(100_000, 1, vec![90; 300_000]).expect("sound");
     tenure_examples::png::write(&file, &wide, "").expect("writable");
-    assert_eq!(draw(&["-W", "128", "-H", "128"]), "Io");
+    assert!(run("imagine", &[&small[..], &["-W", "64", "-H", "64"]].concat()).status.success());
 
     let picture = tenure::Picture::new(64, 64, (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect()).expect("sound");
     tenure_examples::png::write(&file, &picture, "").expect("writable");
@@ -277,7 +290,13 @@ fn pictures_that_cannot_be_read_are_refused() {
     let other = tenure::Picture::new(72, 64, vec![255; 72 * 64 * 3]).expect("sound");
     tenure_examples::png::write(&mask, &other, "").expect("writable");
     assert_eq!(draw(&["--mask", mask_path]), "BadParameter");
-    for file in [file, mask] {
+    // A mask of the picture's own size is brought to the size that is drawn as the picture is.
+    tenure_examples::png::write(&mask, &picture, "").expect("writable");
+    assert!(run("imagine", &[&small[..], &["-W", "128", "-H", "64", "--mask", mask_path]].concat()).status.success());
+    for blur in ["nan", "inf", "-1", "1e30"] {
+        assert_eq!(draw(&["--mask", mask_path, "--mask-blur", blur]), "BadParameter", "{blur}");
+    }
+    for file in [file, mask, out] {
         std::fs::remove_file(file).expect("ours");
     }
 }

@@ -30,7 +30,7 @@ pub mod numbers;
 pub mod paint;
 mod poisoned;
 
-pub use bound::{NOTHING, bind, rows_of};
+pub use bound::{Bound, NOTHING, bind, bind_with_cache, rows_of};
 pub use driver::{DriverFault, DriverFaults};
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tenure::diffusion::{Guidance, Method, SigmaRule, Spacing};
 use tenure::{
-    Deadline, Drawn, Engine, Image, ImageFamily, ImageOptions, ImagePaths, ImageRequest, LoadOptions, Residency,
-    WeightStore,
+    ByteSize, Deadline, Drawn, Engine, Image, ImageFamily, ImageOptions, ImagePaths, ImageRequest, LoadOptions, Phase,
+    Residency, WeightStore,
 };
 use tenure_conformance::Temporary;
 use tenure_conformance::checks::soon;
@@ -76,6 +76,20 @@ fn gguf(name: &str, tensors: &[Tensor], rows_of: impl Fn(&Tensor) -> Option<usiz
     Temporary::new(name, &writer.finish().expect("a well-formed file")).expect("writable")
 }
 
+/// A safetensors file.
+fn safetensors(name: &str, tensors: &[Tensor]) -> Temporary {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for tensor in tensors {
+        let ends = [data.len(), data.len() + tensor.bytes.len()];
+        let entry = serde_json::json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": ends});
+        header.insert(tensor.name.clone(), entry);
+        data.extend(&tensor.bytes);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    Temporary::new(name, &file).expect("writable")
+}
+
 /// The same numbers as 32-bit floats.
 fn decoded(name: &str, tensors: &[Tensor]) -> Temporary {
     let plain: Vec<Tensor> = tensors.iter().map(|tensor| tensor.to(DType::F32)).collect();
@@ -108,6 +122,9 @@ fn drawn(paths: &ImagePaths, steps: usize) -> Drawn {
         let drawn = handle.session().draw_all(request, deadline).unwrap_or_else(|error| panic!("{error}"));
         let report = engine.report();
         assert_eq!((report.allocated + report.reserved, handle.memory()), (planned, planned), "{residency:?}");
+        for (phase, bytes) in drawn.memory.iter().filter(|(phase, _)| ![Phase::Load, Phase::Image].contains(phase)) {
+            assert!(*bytes > ByteSize::ZERO && *bytes <= planned, "{residency:?} {phase:?}: {bytes} of {planned}");
+        }
         if let Some(first) = &first {
             assert!(first.latents.iter().zip(&drawn.latents).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
@@ -162,6 +179,24 @@ fn quantised_checkpoints_draw_what_their_decoded_weights_draw() {
         let distance = unlike(&got, &original);
         assert!(distance < unlike_original, "{wanted}: {distance}");
         assert!(unlike(&got, &want) < 0.1, "{wanted}");
+    }
+}
+
+/// Every number is what the file says, in products, in kernels slid over images and in vectors.
+#[test]
+fn checkpoints_of_8_bit_floats_draw_their_decoded_weights_bit_for_bit() {
+    for (dtype, unlike_original) in [(DType::F8E4M3, 8.0), (DType::F8E5M2, 16.0)] {
+        let to = |tensor: Tensor| if tensor.dtype.is_computable() { tensor.to(dtype) } else { tensor };
+        let tensors: Vec<Tensor> = paint().into_iter().map(to).collect();
+        let computed = tensors.iter().filter(|tensor| tensor.dtype.is_computable());
+        let twin: Vec<Tensor> = computed.map(|tensor| tensor.to(DType::F32)).collect();
+        let (file, twin) = (safetensors("floats8.safetensors", &tensors), safetensors("twin.safetensors", &twin));
+        let got = drawn(&ImagePaths::new(file.path()), STEPS);
+        let want = drawn(&ImagePaths::new(twin.path()), STEPS);
+        assert!(got.latents.iter().zip(&want.latents).all(|(a, b)| a.to_bits() == b.to_bits()), "{dtype}");
+        assert_eq!(got.pictures[0].rgb(), want.pictures[0].rgb(), "{dtype}");
+        let distance = unlike(&got, &drawn(&ImagePaths::new(fixture()), STEPS));
+        assert!(distance < unlike_original, "{dtype}: {distance}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tenure_conformance::numbers::numbers;
 use tenure_conformance::{NOTHING, Poisoned, bind, rows_of};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
@@ -204,12 +205,12 @@ const INPUTS: [InputId; 5] = [InputId::Sample, InputId::Timestep, InputId::Conte
 
 impl Case {
     fn given(&self, count: usize, cols: usize, seed: u64) -> Given {
-        Given { rows: numbers(seed, count * cols), count, cols }
+        Given { rows: numbers(&format!("given {seed}")).take(count * cols).collect(), count, cols }
     }
 
     /// A weight of the case's file, as it is stored.
     fn weight(&mut self, name: &str, dtype: DType, shape: Shape) -> Vec<f32> {
-        let values = numbers(77 + self.weights.len() as u64, shape.elements().expect("small"));
+        let values: Vec<f32> = numbers(name).take(shape.elements().expect("small")).collect();
         let (mut bytes, mut stored) = (Vec::new(), vec![0.0; values.len()]);
         codec::quantize(dtype, &values, &mut bytes).expect("floats");
         codec::dequantize(dtype, &bytes, &mut stored).expect("just made");
@@ -287,16 +288,4 @@ fn attention(
         }
     }
     out
-}
-
-/// From -1 to 1 (Marsaglia's xorshift).
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
 }

@@ -5,15 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tenure_conformance::{Gpu, POISON, Poisoned};
+use tenure_conformance::checks::soon;
+use tenure_conformance::{Bound, Gpu, POISON, Poisoned, bind_with_cache};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
-use tenure_device::{
-    Backend, Deadline, Device, Footprint, KvPlace, Lease, Load, LoadItem, MOST_TOP, Memory, Program, RunError,
-    SegmentKind, StepInputs, StepRows, Stop, WEIGHT_ALIGN, Wanted, WeightPlace,
-};
+use tenure_device::{Backend, Lease, MOST_TOP, Program, RunError, StepInputs, StepRows, Wanted};
 use tenure_graph::{
     Activation, Graph, InputId, KV_BLOCK, KvType, OutputId, Plan, RopeSpec, RopeStyle, StepShape, Val, Value,
     WeightCatalog, Yarn,
@@ -116,61 +113,9 @@ const VOCAB: usize = 37;
 /// Block tables of every test.
 const TABLES: usize = 3;
 
-fn soon() -> Stop {
-    Stop::by(Deadline::after(Duration::from_secs(120)))
-}
-
-/// A plan on a backend, and the memory it works in.
-struct Bound {
-    program: Program,
-    weights: Lease,
-    /// None where there are no layers.
-    kv: Option<Lease>,
-    arena: Lease,
-}
-
 fn bind(backend: &Arc<dyn Backend>, plan: &Arc<Plan>, file: &File, kv: KvType) -> Bound {
-    let device = Device::new(backend.clone(), ByteSize::new(1 << 32));
     let blocks = plan.shape().table_len() * TABLES;
-    let (mut footprint, mut offsets, mut end) = (Footprint::default(), Vec::new(), ByteSize::ZERO);
-    for weight in plan.weights() {
-        offsets.push(end.get());
-        end = (end + backend.weight_layout(weight).bytes).align_up(WEIGHT_ALIGN);
-    }
-    let of_kv = |&layer| backend.kv_block_bytes(layer, kv).expect("suits").times(blocks as u64);
-    let cache: ByteSize = plan.kv_layers().iter().map(of_kv).sum();
-    for (kind, bytes) in [
-        (SegmentKind::Weights, end),
-        (SegmentKind::Kv, cache),
-        (SegmentKind::Arena, plan.arena()),
-        (SegmentKind::Scratch, backend.scratch(plan)),
-        (SegmentKind::Exchange, backend.exchange(plan)),
-    ] {
-        footprint.add(&device, kind, bytes);
-    }
-    let mut reservation = device.reserve("test", &footprint, &soon()).expect("small");
-    let weights = reservation.carve(SegmentKind::Weights).expect("reserved");
-    let kv = KvPlace { lease: reservation.carve(SegmentKind::Kv).ok(), blocks, kv };
-    let arena = reservation.carve(SegmentKind::Arena).expect("reserved");
-    let (scratch, exchange) =
-        (reservation.carve(SegmentKind::Scratch).ok(), reservation.carve(SegmentKind::Exchange).ok());
-    let items: Vec<LoadItem<'_>> = plan
-        .weights()
-        .iter()
-        .zip(&offsets)
-        .map(|(weight, &offset)| LoadItem { weight, lease: &weights, offset })
-        .collect();
-    let read = |item: usize, offset: u64, into: &mut [u8]| {
-        let bytes = &file.0[&items[item].weight.spec.name].1;
-        into.copy_from_slice(&bytes[offset as usize..][..into.len()]);
-        Ok(())
-    };
-    let mut lane = device.open_lane().expect("opens");
-    lane.load(&Load { items: &items, read: &read, progress: &|_| () }, &soon()).expect("loads");
-    let places = offsets.iter().map(|&offset| WeightPlace::Resident { lease: weights.clone(), offset }).collect();
-    let memory = Memory { weights: places, kv, arena, scratch, exchange };
-    let program = lane.bind(plan.clone(), &memory).expect("binds");
-    Bound { program, weights, kv: memory.kv.lease, arena: memory.arena }
+    bind_with_cache(backend, plan, kv, blocks, &|spec| file.0[&spec.name].1.clone())
 }
 
 /// The blocks of all tables: tables far from each other, their blocks in no order.
@@ -327,8 +272,9 @@ fn shape(rows: usize) -> StepShape {
     StepShape { rows, outs: rows, context: 4 * KV_BLOCK + 5 }
 }
 
+/// The types that every backend computes with: those that a GGUF file may have.
 fn computed() -> impl Iterator<Item = DType> {
-    DType::ALL.into_iter().filter(|dtype| dtype.is_computable())
+    DType::ALL.into_iter().filter(|dtype| dtype.is_computable() && dtype.ggml_id().is_some())
 }
 
 /// Devices as they are, and taken for lesser ones: no timeline semaphores, memory out of the host's reach, bindings so

@@ -24,7 +24,8 @@ fn numbers(source: &str) -> BTreeMap<&str, usize> {
 fn block_layouts_are_the_codecs() {
     let text = source("quant.glsl");
     let mut numbers = numbers(&text);
-    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_computable()) {
+    let known = |dtype: &DType| dtype.is_computable() && dtype.ggml_id().is_some();
+    for dtype in DType::ALL.into_iter().filter(known) {
         let mut take = |suffix: &str| numbers.remove(format!("{}{suffix}", dtype.name()).as_str());
         assert_eq!(take("").map(|id| id as u32), dtype.ggml_id(), "{dtype}");
         if dtype.is_block() {

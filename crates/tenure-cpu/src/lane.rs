@@ -105,7 +105,7 @@ impl Lane for CpuLane {
             .map(|rope| RopeAngles::new(rope, rope.factors.map(|f| weights[f.index()].vector())))
             .collect();
         let channels = lowered.phases.iter().map(|phase| match phase {
-            Phase::Conv(op) => plan.value(op.x).cols,
+            Phase::Conv(op) | Phase::Winograd(op) => plan.value(op.x).cols,
             _ => 0,
         });
         let channels = channels.max().unwrap_or(0);

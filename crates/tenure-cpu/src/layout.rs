@@ -122,14 +122,11 @@ impl Scratch {
                     group_sums = group_sums.max(op.images * op.runs() * op.groups * size_of::<[f64; 2]>());
                     group_factors = group_factors.max(op.images * plan.value(op.x).cols * size_of::<[f32; 2]>());
                 }
-                Phase::Conv(op) => {
-                    let (channels, features) = (plan.value(op.x).cols, plan.value(op.out).cols);
-                    if winograd::takes(&op.slide, channels, features) {
-                        let floats = winograd::scratch_floats(op.slide.grid, features);
-                        member_bytes = member_bytes.max(floats * size_of::<f32>());
-                    }
+                Phase::Winograd(op) => {
+                    let floats = winograd::scratch_floats(op.slide.grid, plan.value(op.out).cols);
+                    member_bytes = member_bytes.max(floats * size_of::<f32>());
                 }
-                Phase::Rows { .. } | Phase::MatMul(_) | Phase::GroupFactors(_) => {}
+                Phase::Rows { .. } | Phase::MatMul(_) | Phase::GroupFactors(_) | Phase::Conv(_) => {}
             }
         }
         let group_sums = group_sums.next_multiple_of(64);

@@ -9,6 +9,8 @@ use tenure_graph::{
     WeightId,
 };
 
+use crate::simd::float::winograd;
+
 /// What the interpreter runs between two barriers.
 #[derive(Debug)]
 pub(crate) enum Phase {
@@ -25,6 +27,8 @@ pub(crate) enum Phase {
     Attention(AttentionOp),
     /// A kernel slid over images, some rows and features at a time.
     Conv(ConvOp),
+    /// The same for a kernel that Winograd's filtering takes, some tiles and features at a time.
+    Winograd(ConvOp),
     /// Sums of groups of channels, a run of rows at a time.
     GroupSums(GroupOp),
     /// What each column of an image is multiplied with, and what is added.
@@ -346,7 +350,9 @@ impl Lowering<'_> {
                 self.row_op(self.rows(out), RowOp::GroupNorm { x, pixels, out }, &[x], &[out]);
             }
             (&Op::Conv2d { x, w, bias, slide }, Some(out)) => {
-                self.open(Phase::Conv(ConvOp { x, w, bias, slide, out }));
+                let op = ConvOp { x, w, bias, slide, out };
+                let taken = winograd::takes(&slide, self.plan.value(x).cols, self.plan.value(out).cols);
+                self.open(if taken { Phase::Winograd(op) } else { Phase::Conv(op) });
             }
             (&Op::Attend { q, k, v, beside, heads, scale, queries, keys, causal, bias }, Some(out)) => {
                 let sequences = self.plan.shape().capacity(self.rows(q)) / queries;

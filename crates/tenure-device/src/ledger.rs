@@ -68,13 +68,16 @@ pub struct Holder {
 #[non_exhaustive]
 pub enum BudgetError {
     /// More than the whole budget: waiting cannot help.
-    #[error("{label:?} needs {needed}, more than the budget of {budget} ({} bytes over)", .needed.get() - .budget.get())]
+    #[error(
+        "{label:?} needs {needed}, the budget leaves {budget} for models: raise it by {} bytes",
+        .needed.get() - .budget.get()
+    )]
     TooLarge {
         /// Who asked.
         label: String,
         /// For how much.
         needed: ByteSize,
-        /// The budget.
+        /// The budget, less what the backend takes for itself.
         budget: ByteSize,
     },
     /// The bytes did not come free in time.

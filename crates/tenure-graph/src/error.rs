@@ -25,7 +25,7 @@ pub enum PlanError {
         got: Shape,
     },
     /// A tensor that must hold plain numbers holds something else.
-    #[error("tensor {name:?} has type {got}, expected F32, F16 or BF16")]
+    #[error("tensor {name:?} has type {got}, expected plain numbers")]
     WrongDtype {
         /// The tensor's name.
         name: String,

@@ -168,6 +168,17 @@ pub enum ModelError {
         /// Its type.
         dtype: DType,
     },
+    /// Weights are to be multiplied with numbers that stand beside them, as in files of scaled 8-bit floats.
+    #[error(
+        "{}: weights are scaled by tensors beside them ({tensor}), which is not supported; take a file without such scales",
+        path.display()
+    )]
+    ScaledWeights {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: Shown,
+    },
     /// No part of a folder comes in the variant asked for.
     #[error("{}: no weights of the variant {variant}", path.display())]
     NoVariant {

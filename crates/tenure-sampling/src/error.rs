@@ -97,13 +97,13 @@ pub enum SamplingError {
         limit: usize,
     },
     /// A sampler is not defined for models that predict the velocity of a flow.
-    #[error("sampler {method:?} is not defined for flow-matching models")]
+    #[error("sampler {} is not defined for flow-matching models", .method.label())]
     MethodNeedsNoiseSchedule {
         /// The sampler.
         method: Method,
     },
     /// A rule for sigmas is not defined for the model or the sampler.
-    #[error("schedule {rule:?} is not defined for this model and sampler {method:?}")]
+    #[error("schedule {} is not defined for this model and sampler {}", .rule.label(), .method.label())]
     RuleNotDefined {
         /// The rule.
         rule: SigmaRule,

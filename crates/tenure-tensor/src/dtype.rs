@@ -2,6 +2,38 @@
 
 use std::fmt;
 
+/// The types that Tenure does not compute with, as a pattern: those that are not
+/// [`DType::is_computable`](crate::DType::is_computable). For matches that name every type.
+#[macro_export]
+macro_rules! uncomputable {
+    () => {
+        $crate::DType::F64
+            | $crate::DType::I64
+            | $crate::DType::I32
+            | $crate::DType::I16
+            | $crate::DType::I8
+            | $crate::DType::U64
+            | $crate::DType::U32
+            | $crate::DType::U16
+            | $crate::DType::U8
+            | $crate::DType::Bool
+            | $crate::DType::Q8_1
+            | $crate::DType::Q8K
+            | $crate::DType::IQ1S
+            | $crate::DType::IQ1M
+            | $crate::DType::IQ2XXS
+            | $crate::DType::IQ2XS
+            | $crate::DType::IQ2S
+            | $crate::DType::IQ3XXS
+            | $crate::DType::IQ3S
+            | $crate::DType::TQ1_0
+            | $crate::DType::TQ2_0
+            | $crate::DType::NVFP4
+            | $crate::DType::Q1_0
+            | $crate::DType::Q2_0
+    };
+}
+
 /// The type of a tensor's elements: plain numbers, or blocks of quantised weights.
 ///
 /// Block layouts are those of GGML (`ggml-common.h`); plain types are those of GGUF and safetensors.
@@ -88,13 +120,10 @@ impl DType {
     #[rustfmt::skip]
     pub const fn is_computable(self) -> bool {
         match self {
-            DType::F32 | DType::F16 | DType::BF16 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::Q8_0
-            | DType::Q2K | DType::Q3K | DType::Q4K | DType::Q5K | DType::Q6K | DType::IQ4NL | DType::IQ4XS
-            | DType::MXFP4 => true,
-            DType::F64 | DType::F8E4M3 | DType::F8E5M2 | DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U64
-            | DType::U32 | DType::U16 | DType::U8 | DType::Bool | DType::Q8_1 | DType::Q8K | DType::IQ1S | DType::IQ1M
-            | DType::IQ2XXS | DType::IQ2XS | DType::IQ2S | DType::IQ3XXS | DType::IQ3S | DType::TQ1_0 | DType::TQ2_0
-            | DType::NVFP4 | DType::Q1_0 | DType::Q2_0 => false,
+            DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 | DType::Q4_0 | DType::Q4_1
+            | DType::Q5_0 | DType::Q5_1 | DType::Q8_0 | DType::Q2K | DType::Q3K | DType::Q4K | DType::Q5K | DType::Q6K
+            | DType::IQ4NL | DType::IQ4XS | DType::MXFP4 => true,
+            uncomputable!() => false,
         }
     }
 

@@ -42,7 +42,42 @@ fn random_blocks_decode_bit_for_bit() {
         seen.push(dtype);
         file = rest;
     }
-    assert!(computable().filter(|d| *d != DType::F32).all(|d| seen.contains(&d)));
+    let known = [DType::F32, DType::F8E4M3, DType::F8E5M2];
+    assert!(computable().filter(|d| !known.contains(d)).all(|d| seen.contains(&d)));
+}
+
+#[test]
+fn floats_of_8_bits_are_those_of_another_implementation() {
+    let mut file: &[u8] = include_bytes!("../../../fixtures/codecs/floats8.bin");
+    let mut floats = |count: usize| -> Vec<f32> {
+        let (own, rest) = file.split_at(4 * count);
+        let (own, codes) = (own.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)), rest);
+        file = codes;
+        own.collect()
+    };
+    let mut parts = Vec::new();
+    for dtype in [DType::F8E4M3, DType::F8E5M2] {
+        let (decoded, values) = (floats(256), floats(4096));
+        // As many codes as there are values.
+        let codes: Vec<u8> = floats(1024).iter().flat_map(|bytes| bytes.to_le_bytes()).collect();
+        parts.push((dtype, decoded, values, codes));
+    }
+    assert!(file.is_empty());
+    for (dtype, decoded, values, codes) in parts {
+        for (code, want) in (0..=u8::MAX).zip(decoded) {
+            let mut got = [0.0];
+            dequantize(dtype, &[code], &mut got).unwrap();
+            assert!(same(got[0], want), "{dtype}: {code:#x} is {}, must be {want}", got[0]);
+        }
+        let mut got = Vec::new();
+        quantize(dtype, &values, &mut got).unwrap();
+        for ((value, want), got) in values.iter().zip(codes).zip(got) {
+            assert!(
+                got == want || value.is_nan() && got & 0x7f == 0x7f,
+                "{dtype}: {value} is {got:#x}, must be {want:#x}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -53,7 +88,9 @@ fn values_survive_within_the_step_of_their_type() {
         DType::F16 => 5e-4,
         DType::BF16 => 4e-3,
         DType::Q8_0 => 0.02,
+        DType::F8E4M3 => 0.04,
         DType::Q6K => 0.05,
+        DType::F8E5M2 => 0.08,
         DType::Q5_0 | DType::Q5_1 | DType::Q5K => 0.1,
         DType::Q4_0 | DType::Q4_1 | DType::Q4K | DType::IQ4NL | DType::IQ4XS | DType::MXFP4 => 0.2,
         DType::Q3K => 0.4,

@@ -15,7 +15,7 @@ fn another_reader_sees_the_same() {
         .kv("llama.rope.freq_base", 10_000.0f32)
         .kv("tokenizer.ggml.tokens", ["<s>", "</s>", "é"]);
     let shapes: [&[usize]; 4] = [&[3, 256], &[256], &[2, 3, 512], &[1, 2, 3, 256]];
-    for (i, dtype) in DType::ALL.into_iter().filter(|d| d.is_computable()).enumerate() {
+    for (i, dtype) in DType::ALL.into_iter().filter(|d| d.is_computable() && d.ggml_id().is_some()).enumerate() {
         let shape = shapes[i % shapes.len()];
         let bytes = dtype.row_bytes(shape.iter().product()).unwrap();
         writer = writer.tensor(format!("t.{i}.{dtype}"), dtype, Shape::new(shape), vec![i as u8; bytes]);

@@ -215,7 +215,7 @@ struct Values {
     stride: usize,
     here: usize,
     head_dim: usize,
-    /// Room for `KEYS` rows of so many floats, in panels of two vectors and perhaps one.
+    /// Room for `KEYS` rows of so many floats, in panels of two vectors, the last of one or three where their number is odd.
     to: *mut f32,
     /// `count` rows of [`KEYS`].
     scores: *const f32,
@@ -224,12 +224,12 @@ struct Values {
 }
 
 impl Values {
-    /// The columns from `column` on, a panel of `W` vectors.
+    /// The columns from `column` on, a panel of `W` vectors; returns `W`.
     ///
     /// # Safety
     /// As for [`Kernel::run`].
     #[inline(always)]
-    unsafe fn panel<V: Lanes, const W: usize>(&self, column: usize) {
+    unsafe fn panel<V: Lanes, const W: usize>(&self, column: usize) -> usize {
         // SAFETY: the rows are `attend`'s; the panel lies in the room of its columns.
         unsafe {
             let to = self.to.add(KEYS * column);
@@ -247,6 +247,7 @@ impl Values {
             let product = Tiles { x: self.scores, x_stride, w: to, depth: self.here, out, out_stride, add: true };
             tiles::<V, W>(&product, self.count);
         }
+        W
     }
 }
 
@@ -256,15 +257,16 @@ impl Kernel for Values {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let mut column = 0;
-        // SAFETY: the caller's contract.
-        unsafe {
-            while column + V::N < self.head_dim {
-                self.panel::<V, 2>(column);
-                column += 2 * V::N;
-            }
-            if column < self.head_dim {
-                self.panel::<V, 1>(column);
-            }
+        while column < self.head_dim {
+            // SAFETY: the caller's contract.
+            let vectors = unsafe {
+                match (self.head_dim - column).div_ceil(V::N) {
+                    1 => self.panel::<V, 1>(column),
+                    3 => self.panel::<V, 3>(column),
+                    _ => self.panel::<V, 2>(column),
+                }
+            };
+            column += vectors * V::N;
         }
     }
 }
@@ -318,14 +320,14 @@ impl Kernel for Exponentials<'_> {
             let largest = V::splat(self.largest);
             let mut sum = V::splat(0.0);
             while i + V::N <= len {
-                let power = V::load(x.add(i)).sub(largest).exp();
+                let power = V::load(x.add(i)).sub(largest).exp_of_negative();
                 power.store(x.add(i));
                 sum = sum.add(power);
                 i += V::N;
             }
             let mut all = sum.sum();
             if i < len {
-                let power = V::load_part(x.add(i), len - i).sub(largest).exp();
+                let power = V::load_part(x.add(i), len - i).sub(largest).exp_of_negative();
                 power.store_part(x.add(i), len - i);
                 for at in i..len {
                     all += *x.add(at);
@@ -387,6 +389,8 @@ mod tests {
             case(65, [65, 0], 3, false, Some((4, 2))),
             case(97, [130, 0], 160, false, None),
             case(7, [40, 0], 512, false, None),
+            case(98, [130, 5], 40, false, None),
+            case(7, [33, 0], 24, true, None),
         ];
         let mut random = Random::new(21);
         for isa in Isa::available() {

@@ -184,49 +184,35 @@ fn fused_multiply_adds(isa: Isa, turns: usize) -> f64 {
     }
 }
 
+/// Turns of fused multiply-adds in registers of a kind (`ymm` or `zmm`), into as many sums as hide how long each takes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! turn_sums {
+    ($turns:expr, $kind:literal: $($sum:literal)*) => {
+        std::arch::asm!(
+            // Zeros, for denormal numbers may be slow.
+            $(concat!("vxorps ymm", $sum, ", ymm", $sum, ", ymm", $sum),)*
+            "vxorps ymm14, ymm14, ymm14",
+            "vxorps ymm15, ymm15, ymm15",
+            "2:",
+            $(concat!("vfmadd231ps ", $kind, $sum, ", ", $kind, "14, ", $kind, "15"),)*
+            "dec {turns}",
+            "jnz 2b",
+            turns = inout(reg) $turns => _,
+            // Those of `zmm` begin with those of `ymm`.
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _,
+            out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _, out("ymm14") _, out("ymm15") _,
+            options(nomem, nostack),
+        )
+    };
+}
+
 /// # Safety
 /// The processor has AVX-512 F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn fused_multiply_adds_avx512(turns: usize) -> f64 {
-    // SAFETY: registers only, all declared. Zeros, for denormal numbers may be slow.
-    unsafe {
-        std::arch::asm!(
-            "vxorps ymm0, ymm0, ymm0",
-            "vxorps ymm1, ymm1, ymm1",
-            "vxorps ymm2, ymm2, ymm2",
-            "vxorps ymm3, ymm3, ymm3",
-            "vxorps ymm4, ymm4, ymm4",
-            "vxorps ymm5, ymm5, ymm5",
-            "vxorps ymm6, ymm6, ymm6",
-            "vxorps ymm7, ymm7, ymm7",
-            "vxorps ymm8, ymm8, ymm8",
-            "vxorps ymm9, ymm9, ymm9",
-            "vxorps ymm10, ymm10, ymm10",
-            "vxorps ymm11, ymm11, ymm11",
-            "vxorps ymm14, ymm14, ymm14",
-            "vxorps ymm15, ymm15, ymm15",
-            "2:",
-            "vfmadd231ps zmm0, zmm14, zmm15",
-            "vfmadd231ps zmm1, zmm14, zmm15",
-            "vfmadd231ps zmm2, zmm14, zmm15",
-            "vfmadd231ps zmm3, zmm14, zmm15",
-            "vfmadd231ps zmm4, zmm14, zmm15",
-            "vfmadd231ps zmm5, zmm14, zmm15",
-            "vfmadd231ps zmm6, zmm14, zmm15",
-            "vfmadd231ps zmm7, zmm14, zmm15",
-            "vfmadd231ps zmm8, zmm14, zmm15",
-            "vfmadd231ps zmm9, zmm14, zmm15",
-            "vfmadd231ps zmm10, zmm14, zmm15",
-            "vfmadd231ps zmm11, zmm14, zmm15",
-            "dec {turns}",
-            "jnz 2b",
-            turns = inout(reg) turns.max(1) => _,
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm14") _, out("zmm15") _,
-            options(nomem, nostack),
-        );
-    }
+    // SAFETY: registers only, all declared.
+    unsafe { turn_sums!(turns.max(1), "zmm": 0 1 2 3 4 5 6 7 8 9 10 11) };
     (turns.max(1) * 12 * 16 * 2) as f64
 }
 
@@ -235,43 +221,7 @@ unsafe fn fused_multiply_adds_avx512(turns: usize) -> f64 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn fused_multiply_adds_avx2(turns: usize) -> f64 {
-    // SAFETY: registers only, all declared. Zeros, for denormal numbers may be slow.
-    unsafe {
-        std::arch::asm!(
-            "vxorps ymm0, ymm0, ymm0",
-            "vxorps ymm1, ymm1, ymm1",
-            "vxorps ymm2, ymm2, ymm2",
-            "vxorps ymm3, ymm3, ymm3",
-            "vxorps ymm4, ymm4, ymm4",
-            "vxorps ymm5, ymm5, ymm5",
-            "vxorps ymm6, ymm6, ymm6",
-            "vxorps ymm7, ymm7, ymm7",
-            "vxorps ymm8, ymm8, ymm8",
-            "vxorps ymm9, ymm9, ymm9",
-            "vxorps ymm10, ymm10, ymm10",
-            "vxorps ymm11, ymm11, ymm11",
-            "vxorps ymm14, ymm14, ymm14",
-            "vxorps ymm15, ymm15, ymm15",
-            "2:",
-            "vfmadd231ps ymm0, ymm14, ymm15",
-            "vfmadd231ps ymm1, ymm14, ymm15",
-            "vfmadd231ps ymm2, ymm14, ymm15",
-            "vfmadd231ps ymm3, ymm14, ymm15",
-            "vfmadd231ps ymm4, ymm14, ymm15",
-            "vfmadd231ps ymm5, ymm14, ymm15",
-            "vfmadd231ps ymm6, ymm14, ymm15",
-            "vfmadd231ps ymm7, ymm14, ymm15",
-            "vfmadd231ps ymm8, ymm14, ymm15",
-            "vfmadd231ps ymm9, ymm14, ymm15",
-            "vfmadd231ps ymm10, ymm14, ymm15",
-            "vfmadd231ps ymm11, ymm14, ymm15",
-            "dec {turns}",
-            "jnz 2b",
-            turns = inout(reg) turns.max(1) => _,
-            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
-            out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _, out("ymm14") _, out("ymm15") _,
-            options(nomem, nostack),
-        );
-    }
+    // SAFETY: registers only, all declared.
+    unsafe { turn_sums!(turns.max(1), "ymm": 0 1 2 3 4 5 6 7 8 9 10 11) };
     (turns.max(1) * 12 * 8 * 2) as f64
 }

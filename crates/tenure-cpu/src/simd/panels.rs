@@ -17,10 +17,17 @@
 //! whatever is computed beside it.
 
 use half::f16;
-use tenure_tensor::DType;
+use tenure_tensor::{DType, uncomputable};
 
 use crate::simd::Isa;
 use crate::simd::float::Out;
+
+/// The types that are not held in panels, as a pattern.
+macro_rules! without_panels {
+    () => {
+        DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 | uncomputable!()
+    };
+}
 
 /// Rows of a panel.
 pub const ROWS: usize = 16;
@@ -143,7 +150,7 @@ const fn format(dtype: DType) -> Option<Format> {
         DType::IQ4NL => Format { four: true, values: Values::Table, ..NONE },
         DType::IQ4XS => Format { four: true, values: Values::Table, scales: Scales::Blocks, ..NONE },
         DType::MXFP4 => Format { four: true, values: Values::SmallTable, scales: Scales::Exponent, ..NONE },
-        _ => return None,
+        without_panels!() => return None,
     })
 }
 
@@ -291,10 +298,8 @@ fn quants(dtype: DType, source: &[u8], b: usize) -> [u32; 8] {
         DType::Q8_0 => std::array::from_fn(|g| word(&source[2..], g)),
         DType::Q4K | DType::Q5K => {
             let qs = &source[if dtype == DType::Q4K { 16 } else { 48 } + 32 * (b / 2)..];
-            let high = |g: usize| match dtype {
-                DType::Q5K => ((word(&source[16..], g) >> b) & 0x0101_0101) << 4,
-                _ => 0,
-            };
+            let high =
+                |g: usize| if dtype == DType::Q5K { ((word(&source[16..], g) >> b) & 0x0101_0101) << 4 } else { 0 };
             std::array::from_fn(|g| ((word(qs, g) >> (4 * (b % 2))) & LOW) | high(g))
         }
         DType::Q6K => {
@@ -312,7 +317,7 @@ fn quants(dtype: DType, source: &[u8], b: usize) -> [u32; 8] {
             low | ((word(source, g) >> b) & 0x0101_0101) << 2
         }),
         DType::IQ4XS => nibbles(&source[8 + 16 * b..]),
-        _ => [0; 8],
+        without_panels!() => [0; 8],
     }
 }
 
@@ -394,7 +399,7 @@ fn put_scales(dtype: DType, source: &[u8], row: usize, trailer: &mut [u8]) {
                 trailer[32 + ROWS * b + row] = (low | ((high >> (2 * b)) as u8 & 3) << 4).wrapping_sub(32);
             }
         }
-        _ => {}
+        without_panels!() => {}
     }
 }
 

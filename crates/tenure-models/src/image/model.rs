@@ -83,7 +83,8 @@ impl ImageModel {
     /// [`ModelError::DoubledPart`], [`ModelError::PartGivenTwice`], [`ModelError::PartNotUsed`] and
     /// [`ModelError::PartsDisagree`] for parts that do not make up a model; [`ModelError::MissingPartTensor`],
     /// [`ModelError::BadPartTensor`], [`ModelError::BlocksApart`] and [`ModelError::BadHyperparameter`] for parts that
-    /// are damaged; [`ModelError::NoVariant`]; and [`ModelError::Weights`] for files that cannot be read.
+    /// are damaged; [`ModelError::ScaledWeights`]; [`ModelError::NoVariant`]; and [`ModelError::Weights`] for files that
+    /// cannot be read.
     pub fn open(paths: &ImagePaths) -> Result<Self, ModelError> {
         let variant = paths.variant.as_deref();
         let main = Main::open(&paths.model, variant)?;
@@ -104,6 +105,12 @@ impl ImageModel {
         builder.set_aside(&main.found);
 
         let Builder { mut parts, files, .. } = builder;
+        for File { store, .. } in &files {
+            if let Some(tensor) = store.tensors().find(|tensor| is_scale(&tensor.spec().name)) {
+                let (path, tensor) = (path_of(store).to_owned(), Shown::new(&tensor.spec().name));
+                return Err(ModelError::ScaledWeights { path, tensor });
+            }
+        }
         parts.sort_by_key(PartWeights::part);
         let find = |part| parts.iter().find(|weights: &&PartWeights| weights.part() == part);
         let config = Parts { find: &find, scheduler: main.scheduler.as_ref() }.config(family)?;
@@ -319,6 +326,12 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// Whether a tensor says what another's 8-bit floats are to be multiplied with, or that there are such tensors.
+fn is_scale(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    matches!(last, "scale_weight" | "weight_scale" | "scale_input" | "scaled_fp8")
 }
 
 /// Layers of OpenCLIP's ViT-H/14 text encoder.

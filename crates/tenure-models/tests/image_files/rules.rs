@@ -284,6 +284,16 @@ fn damaged_tensors_are_named() {
 }
 
 #[test]
+fn scales_beside_weights_are_not_ignored() {
+    for name in ["model.diffusion_model.input_blocks.1.1.proj_in.scale_weight", "scaled_fp8"] {
+        match Spoilt::new(Model::Sd1).with(name, DType::F32, &[1]).refused() {
+            ModelError::ScaledWeights { tensor, .. } => assert!(tensor.to_string().contains(name), "{tensor}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn blocks_that_cannot_be_decoded_are_not_taken_apart() {
     let folder = Folder::new();
     let mut tensors = Spoilt::new(Model::Sdxl).tensors;

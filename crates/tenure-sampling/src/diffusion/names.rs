@@ -40,8 +40,8 @@ impl Method {
 }
 
 impl SigmaRule {
-    /// Every rule that needs no list, with its usual options: name, label, itself.
-    pub const NAMED: [(&'static str, &'static str, SigmaRule); 9] = [
+    /// Every rule for pictures that needs no list, with its usual options: name, label, itself.
+    pub const NAMED: [(&'static str, &'static str, SigmaRule); 8] = [
         ("normal", "Normal", SigmaRule::Spaced),
         ("karras", "Karras", SigmaRule::KARRAS),
         ("exponential", "Exponential", SigmaRule::Exponential),
@@ -50,7 +50,6 @@ impl SigmaRule {
         ("simple", "Simple", SigmaRule::Simple),
         ("ays", "Align Your Steps", SigmaRule::AlignYourSteps(AlignYourSteps::StableDiffusion1)),
         ("ays_xl", "Align Your Steps XL", SigmaRule::AlignYourSteps(AlignYourSteps::StableDiffusionXl)),
-        ("ays_svd", "Align Your Steps SVD", SigmaRule::AlignYourSteps(AlignYourSteps::StableVideoDiffusion)),
     ];
 
     /// The rule of a name or label; spaces, underscores, hyphens and case do not matter.

@@ -2,7 +2,8 @@
 //!
 //! These functions say what a block means; the kernels of every backend are tested against them. They are plain, not
 //! fast. The layouts are those of GGML's `ggml-common.h`, the arithmetic that of its reference dequantisers: one
-//! rounding per product and per sum, no fused multiply-add.
+//! rounding per product and per sum, no fused multiply-add. Floats of 8 bits are those of Micikevicius et al. 2022
+//! (arXiv:2209.05433), E4M3 without infinities.
 //!
 //! [`dequantize`] is exact by definition. [`quantize`] is one valid choice of codes, made for fixtures and tests: for
 //! the plain types and `Q*_0`/`Q*_1` it makes the customary choice, for the others a simple one that does not
@@ -31,39 +32,7 @@ mod plain;
 
 use half::f16;
 
-use crate::DType;
-
-/// The types without a codec, as a pattern: those that are not [`DType::is_computable`].
-macro_rules! no_codec {
-    () => {
-        DType::F64
-            | DType::F8E4M3
-            | DType::F8E5M2
-            | DType::I64
-            | DType::I32
-            | DType::I16
-            | DType::I8
-            | DType::U64
-            | DType::U32
-            | DType::U16
-            | DType::U8
-            | DType::Bool
-            | DType::Q8_1
-            | DType::Q8K
-            | DType::IQ1S
-            | DType::IQ1M
-            | DType::IQ2XXS
-            | DType::IQ2XS
-            | DType::IQ2S
-            | DType::IQ3XXS
-            | DType::IQ3S
-            | DType::TQ1_0
-            | DType::TQ2_0
-            | DType::NVFP4
-            | DType::Q1_0
-            | DType::Q2_0
-    };
-}
+use crate::{DType, uncomputable};
 
 /// Why bytes and values could not be turned into one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +75,8 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Cod
         DType::F32 => decode(bytes, out, plain::f32_from),
         DType::F16 => decode(bytes, out, plain::f16_from),
         DType::BF16 => decode(bytes, out, plain::bf16_from),
+        DType::F8E4M3 => decode(bytes, out, plain::f8_e4m3_from),
+        DType::F8E5M2 => decode(bytes, out, plain::f8_e5m2_from),
         DType::Q4_0 => decode(bytes, out, legacy::q4_0_from),
         DType::Q4_1 => decode(bytes, out, legacy::q4_1_from),
         DType::Q5_0 => decode(bytes, out, legacy::q5_0_from),
@@ -119,7 +90,7 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Cod
         DType::IQ4NL => decode(bytes, out, iq4::iq4_nl_from),
         DType::IQ4XS => decode(bytes, out, iq4::iq4_xs_from),
         DType::MXFP4 => decode(bytes, out, mxfp4::mxfp4_from),
-        no_codec!() => return Err(CodecError::NoCodec { dtype }),
+        uncomputable!() => return Err(CodecError::NoCodec { dtype }),
     }
     Ok(())
 }
@@ -131,6 +102,8 @@ pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<(), C
         DType::F32 => encode(values, out, plain::f32_to),
         DType::F16 => encode(values, out, plain::f16_to),
         DType::BF16 => encode(values, out, plain::bf16_to),
+        DType::F8E4M3 => encode(values, out, plain::f8_e4m3_to),
+        DType::F8E5M2 => encode(values, out, plain::f8_e5m2_to),
         DType::Q4_0 => encode(values, out, legacy::q4_0_to),
         DType::Q4_1 => encode(values, out, legacy::q4_1_to),
         DType::Q5_0 => encode(values, out, legacy::q5_0_to),
@@ -144,7 +117,7 @@ pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<(), C
         DType::IQ4NL => encode(values, out, iq4::iq4_nl_to),
         DType::IQ4XS => encode(values, out, iq4::iq4_xs_to),
         DType::MXFP4 => encode(values, out, mxfp4::mxfp4_to),
-        no_codec!() => return Err(CodecError::NoCodec { dtype }),
+        uncomputable!() => return Err(CodecError::NoCodec { dtype }),
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use tenure_device::{
     Device, DeviceLane, KvPlace, Lease, Memory, Pool, Program, Reservation, SegmentKind, Stop, WeightPlace,
 };
 use tenure_graph::{KvType, Plan, PlanError, WeightUse};
-use tenure_models::image::{DenoiserConfig, ImageModel, Part};
+use tenure_models::image::{DenoiserConfig, ImageModel};
 use tenure_tensor::ByteSize;
 
 use crate::error::{Cause, Error};
@@ -23,6 +23,12 @@ pub(crate) struct PlannedNetwork {
     pub(crate) weights: Vec<WeightUse>,
     pub(crate) placement: Placement,
     /// The most its steps take beside them.
+    pub(crate) steps: StepMemory,
+}
+
+/// What steps take beside the weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepMemory {
     pub(crate) arena: ByteSize,
     pub(crate) scratch: ByteSize,
 }
@@ -44,7 +50,7 @@ pub(crate) struct Limits {
 /// The most there is.
 enum Most {
     /// For each network's steps.
-    Kept { arena: ByteSize, scratch: ByteSize },
+    Kept(StepMemory),
     /// For one network, and what each one's weights take of it.
     Phase { total: ByteSize, weights: BTreeMap<Network, ByteSize> },
 }
@@ -55,12 +61,19 @@ pub(crate) struct Tools {
     limits: Arc<Limits>,
     planned: BTreeMap<Network, PlannedNetwork>,
     memory: Room,
-    /// What is bound.
-    current: Option<(Work, Program)>,
-    /// What was spent, ever.
+    current: Option<Bound>,
+    /// What was spent since they were taken.
     spent: Spent,
     /// Who has taken the tools wants to be told of networks that are brought in.
     told: Option<Loading>,
+}
+
+/// What is bound.
+struct Bound {
+    work: Work,
+    program: Program,
+    /// What each of its runs takes.
+    each: Spent,
 }
 
 /// What work took.
@@ -70,12 +83,25 @@ pub(crate) struct Spent {
     pub(crate) brought: Duration,
     /// Operations of networks, as [`tenure_graph::Plan::operations`] counts them.
     pub(crate) operations: u64,
+    /// The most memory that was allocated for a program: weights, arena and scratch.
+    pub(crate) most: ByteSize,
+}
+
+impl Spent {
+    /// Both.
+    pub(crate) fn and(self, more: Spent) -> Spent {
+        Spent {
+            brought: self.brought + more.brought,
+            operations: self.operations + more.operations,
+            most: self.most.max(more.most),
+        }
+    }
 }
 
 /// The model's memory.
 enum Room {
     /// Every network's weights are there.
-    Kept { networks: BTreeMap<Network, Weights>, arena: Lease, scratch: Option<Lease> },
+    Kept { networks: BTreeMap<Network, Weights>, steps: StepLeases },
     /// One phase's, by turns.
     Phase { pool: Pool, held: Option<Held> },
 }
@@ -84,6 +110,11 @@ enum Room {
 struct Held {
     network: Network,
     weights: Weights,
+    steps: StepLeases,
+}
+
+/// What steps have beside the weights.
+struct StepLeases {
     arena: Lease,
     scratch: Option<Lease>,
 }
@@ -112,7 +143,8 @@ impl Bench {
             stop.check()?;
             if let Some(mut tools) = free.take() {
                 tools.told = loading.cloned();
-                return Ok(Taken { bench: self, before: tools.spent, tools: Some(tools) });
+                tools.spent = Spent::default();
+                return Ok(Taken { bench: self, tools: Some(tools) });
             }
             free = self.back.wait_timeout(free, NAP).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -123,17 +155,6 @@ impl Bench {
 pub(crate) struct Taken<'b> {
     bench: &'b Bench,
     tools: Option<Box<Tools>>,
-    before: Spent,
-}
-
-impl Taken<'_> {
-    /// What was spent since the tools were taken.
-    pub(crate) fn spent(&self) -> Spent {
-        Spent {
-            brought: self.spent.brought.saturating_sub(self.before.brought),
-            operations: self.spent.operations.saturating_sub(self.before.operations),
-        }
-    }
 }
 
 impl Deref for Taken<'_> {
@@ -178,12 +199,12 @@ impl Tools {
             let own: Vec<Lease> = segments.by_ref().take(plan.placement.segments.len()).collect();
             networks.insert(network, bring(&mut lane, &model, network, plan, &own, progress, stop)?);
         }
-        let most = Most::Kept { arena: arena.bytes(), scratch: scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes) };
+        let steps = StepLeases { arena, scratch };
         Ok(Tools {
-            limits: Arc::new(Limits { device: lane.device().clone(), model, room: most }),
+            limits: Arc::new(Limits { device: lane.device().clone(), model, room: Most::Kept(steps.bytes()) }),
             lane,
             planned,
-            memory: Room::Kept { networks, arena, scratch },
+            memory: Room::Kept { networks, steps },
             current: None,
             spent: Spent::default(),
             told: None,
@@ -228,26 +249,43 @@ impl Tools {
 
     /// The program of `work`, to be run once; its weights are brought in where they are not there.
     pub(crate) fn program(&mut self, work: &Work, stop: &Stop) -> Result<&mut Program, Error> {
-        if self.current.as_ref().is_none_or(|(bound, _)| bound != work) {
+        if self.current.as_ref().is_none_or(|bound| bound.work != *work) {
             self.current = None;
             let program = self.bind(work, stop)?;
-            self.current = Some((work.clone(), program));
+            let (operations, most) = (program.plan().operations(), self.allocated());
+            let each = Spent { operations, most, ..Spent::default() };
+            self.current = Some(Bound { work: work.clone(), program, each });
         }
-        let (_, program) = self.current.as_mut().ok_or(PlanError::Empty)?;
-        self.spent.operations += program.plan().operations();
+        let Bound { program, each, .. } = self.current.as_mut().ok_or(PlanError::Empty)?;
+        self.spent = self.spent.and(*each);
         Ok(program)
+    }
+
+    /// What was spent since the tools were taken.
+    pub(crate) fn spent(&self) -> Spent {
+        self.spent
+    }
+
+    /// The bytes of the leases that are held.
+    fn allocated(&self) -> ByteSize {
+        let weights = |planned: &PlannedNetwork| planned.placement.segments.iter().copied().sum::<ByteSize>();
+        match &self.memory {
+            Room::Kept { steps, .. } => self.planned.values().map(weights).sum::<ByteSize>() + steps.bytes().sum(),
+            Room::Phase { held: Some(held), .. } => {
+                self.planned.get(&held.network).map_or(ByteSize::ZERO, weights) + held.steps.bytes().sum()
+            }
+            Room::Phase { held: None, .. } => ByteSize::ZERO,
+        }
     }
 
     fn bind(&mut self, work: &Work, stop: &Stop) -> Result<Program, Error> {
         let network = work.network();
-        let plan = self.limits.plan(work)?;
-        let backend = self.lane.device().backend();
-        backend.supports(&plan, KvType::F32)?;
-        let needed = (plan.arena(), backend.scratch(&plan));
+        let (plan, needed) = self.limits.plan(work)?;
+        self.lane.device().backend().supports(&plan, KvType::F32)?;
         self.enter(network, needed, stop)?;
-        let (weights, arena, scratch) = match &self.memory {
-            Room::Kept { networks, arena, scratch } => (networks.get(&network), arena, scratch),
-            Room::Phase { held: Some(held), .. } => (Some(&held.weights), &held.arena, &held.scratch),
+        let (weights, StepLeases { arena, scratch }) = match &self.memory {
+            Room::Kept { networks, steps } => (networks.get(&network), steps),
+            Room::Phase { held: Some(held), .. } => (Some(&held.weights), &held.steps),
             Room::Phase { held: None, .. } => return Err(PlanError::Empty.into()),
         };
         let place = |weight: &WeightUse| {
@@ -260,20 +298,18 @@ impl Tools {
         Ok(self.lane.bind(Arc::new(plan), &memory)?)
     }
 
-    /// Sees to it that a network's memory is there, with an arena and scratch of so many bytes; another's makes room for
-    /// it.
-    fn enter(&mut self, network: Network, needed: (ByteSize, ByteSize), stop: &Stop) -> Result<(), Error> {
+    /// Sees to it that a network's memory is there, with what a step needs; another's makes room for it.
+    fn enter(&mut self, network: Network, needed: StepMemory, stop: &Stop) -> Result<(), Error> {
         let room = self.limits.beside_weights(network);
         let planned = self.planned.get(&network).ok_or(PlanError::Empty)?;
         let Room::Phase { pool, held } = &mut self.memory else { return Ok(()) };
-        if held.as_ref().is_some_and(|held| held.network == network && held.holds(needed)) {
+        if held.as_ref().is_some_and(|held| held.network == network && needed.is_within(held.steps.bytes())) {
             return Ok(());
         }
         let before = held.take().filter(|held| held.network == network);
         // What the largest image takes is enough for most steps; long prompts may take more where that leaves room.
-        let round = |bytes| pool.device().backend().round_up(bytes);
-        let most = (planned.arena.max(needed.0), planned.scratch.max(needed.1));
-        let (arena, scratch) = if round(most.0) + round(most.1) <= room { most } else { needed };
+        let most = planned.steps.max(needed);
+        let StepMemory { arena, scratch } = if most.rounded(pool.device()) <= room { most } else { needed };
         let begun = Instant::now();
         // An arena that is too small goes before the larger one comes.
         let weights = before.map(|held| held.weights);
@@ -297,58 +333,56 @@ impl Tools {
                 bring(&mut self.lane, &self.limits.model, network, planned, &segments, &progress, stop)?
             }
         };
-        *held = Some(Held { network, weights, arena, scratch });
+        *held = Some(Held { network, weights, steps: StepLeases { arena, scratch } });
         self.spent.brought += begun.elapsed();
         Ok(())
     }
 }
 
 impl Limits {
-    /// The recorded step of `work`.
+    /// The recorded step of `work`, and what it takes.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub(crate) fn plan(&self, work: &Work) -> Result<Plan, Error> {
-        let (plan, network) = (self.record(work)?, work.network());
-        if self.has_room(network, &plan) {
-            return Ok(plan);
+    pub(crate) fn plan(&self, work: &Work) -> Result<(Plan, StepMemory), Error> {
+        let (network, (plan, needed)) = (work.network(), self.record(work)?);
+        if self.has_room(network, needed) {
+            return Ok((plan, needed));
         }
-        let (arena, scratch) = (plan.arena(), self.device.backend().scratch(&plan));
         let (needed, held) = match &self.room {
             // Each has its own room; what lacks some is told.
-            Most::Kept { arena: held, .. } if arena > *held => (arena, *held),
-            Most::Kept { scratch: held, .. } => (scratch, *held),
-            Most::Phase { .. } => (arena + scratch, self.beside_weights(network)),
+            Most::Kept(held) if needed.arena > held.arena => (needed.arena, held.arena),
+            Most::Kept(held) => (needed.scratch, held.scratch),
+            Most::Phase { .. } => (needed.sum(), self.beside_weights(network)),
         };
         Err(Cause::ImageTooLarge { network: network.to_string(), needed, held }.into())
     }
 
     /// Whether there is room for a step.
     pub(crate) fn has_room_for(&self, work: &Work) -> Result<bool, Error> {
-        Ok(self.has_room(work.network(), &self.record(work)?))
+        let (_, needed) = self.record(work)?;
+        Ok(self.has_room(work.network(), needed))
     }
 
-    fn record(&self, work: &Work) -> Result<Plan, Error> {
+    fn record(&self, work: &Work) -> Result<(Plan, StepMemory), Error> {
         let of_model = |source| Cause::Model { path: self.model.path().to_owned(), source };
-        Ok(work.record(&self.model).map_err(of_model)?)
+        let plan = work.record(&self.model).map_err(of_model)?;
+        let needed = StepMemory::of(&plan, &self.device);
+        Ok((plan, needed))
     }
 
-    /// Whether there is room for the steps of `plan`, of `network`.
-    fn has_room(&self, network: Network, plan: &Plan) -> bool {
-        let backend = self.device.backend();
-        let (needs, needs_scratch) = (plan.arena(), backend.scratch(plan));
+    /// Whether there is room for steps of a network that take so much.
+    fn has_room(&self, network: Network, needed: StepMemory) -> bool {
         match &self.room {
-            Most::Kept { arena, scratch } => needs <= *arena && needs_scratch <= *scratch,
-            Most::Phase { .. } => {
-                backend.round_up(needs) + backend.round_up(needs_scratch) <= self.beside_weights(network)
-            }
+            Most::Kept(held) => needed.is_within(*held),
+            Most::Phase { .. } => needed.rounded(&self.device) <= self.beside_weights(network),
         }
     }
 
     /// What there is for arena and scratch of a network's steps.
     fn beside_weights(&self, network: Network) -> ByteSize {
         match &self.room {
-            Most::Kept { arena, scratch } => *arena + *scratch,
+            Most::Kept(held) => held.sum(),
             Most::Phase { total, weights } => {
                 total.saturating_sub(weights.get(&network).copied().unwrap_or(ByteSize::ZERO))
             }
@@ -356,10 +390,35 @@ impl Limits {
     }
 }
 
-impl Held {
-    /// Whether arena and scratch have so many bytes.
-    fn holds(&self, (arena, scratch): (ByteSize, ByteSize)) -> bool {
-        arena <= self.arena.bytes() && scratch <= self.scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes)
+impl StepMemory {
+    /// What a plan's steps take on a device.
+    pub(crate) fn of(plan: &Plan, device: &Device) -> Self {
+        StepMemory { arena: plan.arena(), scratch: device.backend().scratch(plan) }
+    }
+
+    /// Enough for either.
+    pub(crate) fn max(self, other: Self) -> Self {
+        StepMemory { arena: self.arena.max(other.arena), scratch: self.scratch.max(other.scratch) }
+    }
+
+    fn is_within(self, held: Self) -> bool {
+        self.arena <= held.arena && self.scratch <= held.scratch
+    }
+
+    pub(crate) fn sum(self) -> ByteSize {
+        self.arena + self.scratch
+    }
+
+    /// What both take as the device allocates.
+    fn rounded(self, device: &Device) -> ByteSize {
+        device.backend().round_up(self.arena) + device.backend().round_up(self.scratch)
+    }
+}
+
+impl StepLeases {
+    fn bytes(&self) -> StepMemory {
+        let scratch = self.scratch.as_ref().map_or(ByteSize::ZERO, Lease::bytes);
+        StepMemory { arena: self.arena.bytes(), scratch }
     }
 }
 
@@ -373,18 +432,10 @@ fn bring(
     progress: &(dyn Fn(ByteSize) + Sync),
     stop: &Stop,
 ) -> Result<Weights, Error> {
-    let part = part_of(network);
-    let source = model.require(part).map_err(|source| Cause::Model { path: model.path().to_owned(), source })?;
+    let source =
+        model.require(network.part()).map_err(|source| Cause::Model { path: model.path().to_owned(), source })?;
     let source: &dyn WeightSource = source;
     let places = planned.placement.load(lane, &planned.weights, segments, source, progress, stop)?;
     let names = planned.weights.iter().map(|weight| weight.spec.name.clone());
     Ok(names.zip(places).collect())
-}
-
-/// The part of a model that has a network's weights.
-pub(crate) const fn part_of(network: Network) -> Part {
-    match network {
-        Network::Text(part) | Network::Encoder(part) | Network::Decoder(part) => part,
-        Network::Denoiser => Part::Denoiser,
-    }
 }

@@ -16,7 +16,7 @@ use crate::engine::{Engine, LoadOptions, LoadPlan, Reservation, Share};
 use crate::error::{Cause, Error};
 use crate::family::sealed;
 use crate::image::autoencoder::SIDES;
-use crate::image::bench::{Bench, PlannedNetwork, Tools};
+use crate::image::bench::{Bench, PlannedNetwork, StepMemory, Tools};
 use crate::image::colours::Colours;
 use crate::image::conditioning::Tokenizers;
 use crate::image::options::{ImageOptions, Residency, Tiling};
@@ -167,7 +167,7 @@ impl LoadPlan<Image> {
             network,
             weights: planned.placement.segments.iter().copied().sum(),
             mapped: planned.placement.mapped,
-            step: planned.arena + planned.scratch,
+            step: planned.steps.sum(),
         })
     }
 
@@ -231,8 +231,8 @@ impl ImagePlan {
         if fits(&auto) {
             return "with tiles, or one network in memory at a time, it fits".to_owned();
         }
-        let sizes = [768, 640, 512, 384, 256].into_iter().filter(|&side| side * side < self.size.0 * self.size.1);
-        for side in sizes {
+        const SIDES: [usize; 13] = [8192, 6144, 4096, 3072, 2048, 1536, 1280, 1024, 768, 640, 512, 384, 256];
+        for side in SIDES.into_iter().filter(|&side| side * side < self.size.0 * self.size.1) {
             if fits(&ImageOptions { size: Some((side, side)), ..auto.clone() }) {
                 return format!("images of {side}x{side} pixels fit");
             }
@@ -296,8 +296,8 @@ impl Planner<'_> {
             let source: &dyn WeightSource = source;
             let weights = plan.weights().to_vec();
             let placement = Placement::new(backend, &weights, self.options.access, source);
-            let (arena, scratch) = (plan.arena(), backend.scratch(&plan));
-            networks.insert(network, PlannedNetwork { weights, placement, arena, scratch });
+            let steps = StepMemory::of(&plan, self.device);
+            networks.insert(network, PlannedNetwork { weights, placement, steps });
             plans.push((network, plan));
         }
         Ok((networks, plans))
@@ -350,9 +350,9 @@ fn footprint(device: &Device, networks: &BTreeMap<Network, PlannedNetwork>, keep
         for &bytes in networks.iter().flat_map(|network| &network.placement.segments) {
             footprint.add(device, SegmentKind::Weights, bytes);
         }
-        let most = |of: fn(&PlannedNetwork) -> ByteSize| networks.iter().map(|n| of(n)).max().unwrap_or(ByteSize::ZERO);
-        footprint.add(device, SegmentKind::Arena, most(|network| network.arena));
-        footprint.add(device, SegmentKind::Scratch, most(|network| network.scratch));
+        let most = networks.iter().map(|network| network.steps).fold(StepMemory::default(), StepMemory::max);
+        footprint.add(device, SegmentKind::Arena, most.arena);
+        footprint.add(device, SegmentKind::Scratch, most.scratch);
         footprint
     };
     if keep {

@@ -20,6 +20,16 @@ pub enum Network {
     Decoder(Part),
 }
 
+impl Network {
+    /// The part of a model that has its weights.
+    pub(crate) fn part(self) -> Part {
+        match self {
+            Network::Text(part) | Network::Encoder(part) | Network::Decoder(part) => part,
+            Network::Denoiser => Part::Denoiser,
+        }
+    }
+}
+
 impl std::fmt::Display for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -75,10 +85,7 @@ impl Work {
 
     /// The part of the model that has them.
     pub(crate) fn part(&self) -> Part {
-        match self.network() {
-            Network::Text(part) | Network::Encoder(part) | Network::Decoder(part) => part,
-            Network::Denoiser => Part::Denoiser,
-        }
+        self.network().part()
     }
 
     /// The recorded step.

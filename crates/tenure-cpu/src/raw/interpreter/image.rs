@@ -42,39 +42,16 @@ impl Run<'_> {
         (rows, if few { CONV_FEATURES.min(features) } else { features })
     }
 
-    /// The parts of a convolution with a kernel that Winograd's filtering takes.
-    fn winograd_parts(&self, op: &ConvOp) -> winograd::Parts {
-        let features = self.me.plan.value(op.out).cols;
-        winograd::Parts::new(op.slide.grid, features, UNITS * self.me.team.count())
-    }
-
     pub(super) fn conv_units(&self, op: &ConvOp) -> usize {
-        let (cols, features) = (self.me.plan.value(op.x).cols, self.me.plan.value(op.out).cols);
-        if winograd::takes(&op.slide, cols, features) {
-            return self.winograd_parts(op).count();
-        }
         let (rows, together) = self.conv_parts(op);
-        rows.div_ceil(CONV_ROWS) * features.div_ceil(together)
+        rows.div_ceil(CONV_ROWS) * self.me.plan.value(op.out).cols.div_ceil(together)
     }
 
     pub(super) fn conv(&self, op: &ConvOp, member: Member<'_>, claims: &Claims) {
         let me = self.me;
+        let (x, zeros) = self.slid_over(op);
         let weight = me.weight(op.w);
-        let (from, channels) = me.value(op.x);
         let (base, features) = me.value(op.out);
-        // SAFETY: written in an earlier phase, and by nobody in this one.
-        let x = unsafe { std::slice::from_raw_parts(from, op.slide.grid.rows() * channels) };
-        let zeros = &me.zeros[..channels];
-        if winograd::takes(&op.slide, channels, features) {
-            let (w, dtype, bias) = (weight.bytes(), weight.dtype(), op.bias.map(|bias| me.vector(bias)));
-            let slid = winograd::Slid { x, grid: op.slide.grid, w, dtype, bias, zeros, features };
-            let (parts, scratch) = (self.winograd_parts(op), me.member_scratch(member.index));
-            while let Some(claimed) = claims.claim(member.index, 1) {
-                // SAFETY: pixels and features of this part, which this member alone has.
-                unsafe { winograd::slide(me.isa, slid, parts, claimed.start, scratch, base) };
-            }
-            return;
-        }
         let (rows, together) = self.conv_parts(op);
         let blocks = features.div_ceil(together);
         let row_bytes = weight.bytes().len() / features;
@@ -92,6 +69,32 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    pub(super) fn winograd_parts(&self, op: &ConvOp) -> winograd::Parts {
+        winograd::Parts::new(op.slide.grid, self.me.plan.value(op.out).cols, UNITS * self.me.team.count())
+    }
+
+    pub(super) fn winograd(&self, op: &ConvOp, member: Member<'_>, claims: &Claims) {
+        let me = self.me;
+        let (x, zeros) = self.slid_over(op);
+        let weight = me.weight(op.w);
+        let (base, features) = me.value(op.out);
+        let (w, dtype, bias) = (weight.bytes(), weight.dtype(), op.bias.map(|bias| me.vector(bias)));
+        let slid = winograd::Slid { x, grid: op.slide.grid, w, dtype, bias, zeros, features };
+        let (parts, scratch) = (self.winograd_parts(op), me.member_scratch(member.index));
+        while let Some(claimed) = claims.claim(member.index, 1) {
+            // SAFETY: pixels and features of this part, which this member alone has.
+            unsafe { winograd::slide(me.isa, slid, parts, claimed.start, scratch, base) };
+        }
+    }
+
+    /// The pixels that a kernel is slid over, and one of zeros for what lies outside.
+    fn slid_over(&self, op: &ConvOp) -> (&[f32], &[f32]) {
+        let (from, channels) = self.me.value(op.x);
+        // SAFETY: written in an earlier phase, and by nobody in this one.
+        let x = unsafe { std::slice::from_raw_parts(from, op.slide.grid.rows() * channels) };
+        (x, &self.me.zeros[..channels])
     }
 
     pub(super) fn group_sums(&self, op: &GroupOp, member: Member<'_>, claims: &Claims) {

@@ -353,7 +353,7 @@ impl Work<'_> {
             let mut sum = V::splat(0.0);
             let mut i = 0;
             while i < count {
-                let weight = V::load(scores.add(i)).sub(base).exp();
+                let weight = V::load(scores.add(i)).sub(base).exp_of_negative();
                 weight.store(scores.add(i));
                 sum = sum.add(weight);
                 i += V::N;

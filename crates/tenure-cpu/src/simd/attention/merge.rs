@@ -120,8 +120,8 @@ impl Weights {
         let largest = if self.largest > next.largest { self.largest } else { next.largest };
         // SAFETY: all accesses lie inside runs of `N` elements; the caller vouches for the instruction set.
         unsafe {
-            let before = V::splat(self.largest - largest).exp();
-            let after = V::splat(next.largest - largest).exp();
+            let before = V::splat(self.largest - largest).exp_of_negative();
+            let after = V::splat(next.largest - largest).exp_of_negative();
             let sum = V::splat(next.sum).fma(after, V::splat(self.sum).mul(before));
             *self = Weights { largest, sum: sum.largest() };
             for (values, next) in values.chunks_exact_mut(V::N).zip(next_values.chunks_exact(V::N)) {

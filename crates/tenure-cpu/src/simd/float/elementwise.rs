@@ -271,7 +271,7 @@ impl Gate for Gelu {
             for factor in &FIT[1..] {
                 fit = fit.fma(t, V::splat(*factor));
             }
-            let tail = fit.mul(t).mul(V::splat(0.0).sub(z.mul(z)).exp()).mul(V::splat(0.5));
+            let tail = fit.mul(t).mul(V::splat(0.0).sub(z.mul(z)).exp_of_negative()).mul(V::splat(0.5));
             // The probability of a normal number below x; neither side cancels.
             x.mul(x.if_negative(tail, V::splat(1.0).sub(tail)))
         }
@@ -501,30 +501,31 @@ mod tests {
         unsafe fn run<V: Lanes>(self) {
             for run in self.0.chunks_exact_mut(V::N) {
                 // SAFETY: a run has `N` elements.
-                unsafe { V::load(run.as_ptr()).exp().store(run.as_mut_ptr()) }
+                unsafe { V::load(run.as_ptr()).exp_of_negative().store(run.as_mut_ptr()) }
             }
         }
     }
 
     fn check_exp(name: &str, exp: &dyn Fn(&mut [f32])) {
-        let inputs: Vec<f32> = (-1_040_000..=890_000).map(|i| i as f32 * 1e-4).collect();
+        let inputs: Vec<f32> = (-1_040_000..=0).map(|i| i as f32 * 1e-4).collect();
         let inputs = &inputs[..inputs.len() / 16 * 16];
         let mut got = inputs.to_vec();
         exp(&mut got);
         for (&x, &y) in inputs.iter().zip(&got) {
             let want = f64::from(x).exp();
             let error = (f64::from(y) - want).abs();
-            assert!(error <= want * 2e-7 + 8e-46 || (y.is_infinite() && want > 3.4e38), "{name} {x} {y} {want}");
+            let lost = y == 0.0 && want < f64::from(f32::MIN_POSITIVE);
+            assert!(error <= want * 2e-7 || lost, "{name} {x} {y} {want}");
         }
-        let mut special = [f32::NEG_INFINITY, f32::INFINITY, f32::NAN, 0.0, -0.0, f32::MIN, f32::MAX, 1e-45].repeat(2);
+        let mut special = [f32::NEG_INFINITY, f32::NAN, 0.0, -0.0, f32::MIN, -1e-45, -88.1, -1.0].repeat(2);
         exp(&mut special);
-        assert!(special[2].is_nan());
-        special[2] = 7.0;
-        assert_eq!(special[..8], [0.0, f32::INFINITY, 7.0, 1.0, 1.0, 0.0, f32::INFINITY, 1.0]);
+        assert!(special[1].is_nan());
+        special[1] = 7.0;
+        assert_eq!(special[..7], [0.0, 7.0, 1.0, 1.0, 0.0, 1.0, 0.0]);
     }
 
     #[test]
-    fn the_exponential_is_accurate_everywhere() {
+    fn the_exponential_is_accurate_below_0() {
         for isa in Isa::available() {
             check_exp(&format!("{isa:?}"), &|x| dispatch(isa, Exp(x)));
         }

@@ -20,6 +20,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn load_f16(p: *const u16) -> Self;
     unsafe fn load_bf16(p: *const u16) -> Self;
+    unsafe fn load_f8_e4m3(p: *const u8) -> Self;
+    unsafe fn load_f8_e5m2(p: *const u8) -> Self;
     unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
@@ -32,10 +34,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// The smaller; `other` when either is NaN.
     unsafe fn min(self, other: Self) -> Self;
-    /// To the nearest integer; for magnitudes below 2^22.
-    unsafe fn round(self) -> Self;
-    /// `self * 2^n` for integral `n` from -150 to 128.
-    unsafe fn scale2(self, n: Self) -> Self;
+    /// The float without sign or fraction whose exponent is in the last eight bits of `self`.
+    unsafe fn as_exponent(self) -> Self;
     unsafe fn abs(self) -> Self;
     /// With the sign of `sign`.
     unsafe fn copysign(self, sign: Self) -> Self;
@@ -102,16 +102,27 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// e^self within about one unit in the last place; subnormal results included.
+    /// e^self within about one unit in the last place, for what is not above 0; 0 where that is no normal number.
     #[inline(always)]
-    unsafe fn exp(self) -> Self {
+    unsafe fn exp_of_negative(self) -> Self {
         // SAFETY: arithmetic only; the caller vouches for the instruction set.
         unsafe {
-            // Beyond these bounds the result is 0 or infinite; NaN passes.
-            let x = Self::splat(-104.0).max(self);
-            let x = Self::splat(89.0).min(x);
-            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-            x.reduced(n).expm1_near_zero().add(Self::splat(1.0)).scale2(n)
+            // Below this bound the result is 0; NaN passes.
+            let x = Self::splat(-88.0).max(self);
+            let (n, power) = x.octaves();
+            x.reduced(n).expm1_near_zero().add(Self::splat(1.0)).mul(power)
+        }
+    }
+
+    /// The integer `n` nearest to `self / ln 2`, and `2^n`; for `n` from -127, whose power becomes 0, to 127.
+    #[inline(always)]
+    unsafe fn octaves(self) -> (Self, Self) {
+        // Leaves a sum no bits for a fraction, and in its last bits the exponent of the power.
+        const SHIFT: f32 = 12_582_912.0 + 127.0;
+        // SAFETY: arithmetic only; the caller vouches for the instruction set.
+        unsafe {
+            let exponent = self.fma(Self::splat(std::f32::consts::LOG2_E), Self::splat(SHIFT));
+            (exponent.sub(Self::splat(SHIFT)), exponent.as_exponent())
         }
     }
 
@@ -145,7 +156,7 @@ pub(crate) trait Lanes: Copy {
         // SAFETY: arithmetic only; the caller vouches for the instruction set.
         unsafe {
             let one = Self::splat(1.0);
-            let z = Self::splat(0.0).sub(self.abs()).exp();
+            let z = Self::splat(0.0).sub(self.abs()).exp_of_negative();
             self.if_negative(z, one).div(one.add(z))
         }
     }
@@ -157,8 +168,7 @@ pub(crate) trait Lanes: Copy {
         unsafe {
             // From 10 on the result rounds to 1.
             let x = Self::splat(20.0).min(self.abs().add(self.abs()));
-            let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-            let power = Self::splat(1.0).scale2(n);
+            let (n, power) = x.octaves();
             // e^x - 1 = 2^n (e^r - 1) + (2^n - 1)
             let expm1 = power.fma(x.reduced(n).expm1_near_zero(), power.sub(Self::splat(1.0)));
             expm1.div(expm1.add(Self::splat(2.0))).copysign(self)

@@ -65,6 +65,21 @@ impl<const N: usize> Lanes for Plain<N> {
         Plain(unsafe { p.cast::<[u16; N]>().read_unaligned() }.map(|bits| f32::from_bits(u32::from(bits) << 16)))
     }
     #[inline(always)]
+    unsafe fn load_f8_e4m3(p: *const u8) -> Self {
+        // As an `f16` the bits are 2^-8 of the number, except those of NaN.
+        let value = |code: u8| match u16::from(code & 0x7f) {
+            0x7f => f32::NAN,
+            size => from_f16(size << 7 | u16::from(code & 0x80) << 8) * 256.0,
+        };
+        // SAFETY: see above.
+        Plain(unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(value))
+    }
+    #[inline(always)]
+    unsafe fn load_f8_e5m2(p: *const u8) -> Self {
+        // The upper half of an `f16`. SAFETY: see above.
+        Plain(unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|code| from_f16(u16::from(code) << 8)))
+    }
+    #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self {
         // SAFETY: see above.
         Plain(unsafe { p.cast::<[i8; N]>().read_unaligned() }.map(f32::from))
@@ -103,20 +118,8 @@ impl<const N: usize> Lanes for Plain<N> {
         self.zip(other, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
-    unsafe fn round(self) -> Self {
-        // Adding this leaves no bits for a fraction.
-        const SHIFT: f32 = 12_582_912.0;
-        self.map(|x| (x + SHIFT) - SHIFT)
-    }
-    #[inline(always)]
-    unsafe fn scale2(self, n: Self) -> Self {
-        let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-        self.zip(n, |x, n| {
-            // In two steps, for the whole power may lie outside the normal range.
-            let n = (n as i32).clamp(-150, 128);
-            let half = n >> 1;
-            x * power(half) * power(n - half)
-        })
+    unsafe fn as_exponent(self) -> Self {
+        self.map(|x| f32::from_bits(x.to_bits() << 23))
     }
     #[inline(always)]
     unsafe fn abs(self) -> Self {

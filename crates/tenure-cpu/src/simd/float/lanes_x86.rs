@@ -40,6 +40,19 @@ impl Lanes for Avx2 {
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
         Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
     });
+    lanes_method!(load_f8_e4m3(p: *const u8) -> Self = {
+        // As an `f16` the bits are 2^-8 of the number, except those of NaN.
+        let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+        let size = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
+        let none = _mm_cmpeq_epi16(size, _mm_set1_epi16(0x7f));
+        let sign = _mm_slli_epi16::<8>(_mm_sub_epi16(wide, size));
+        let bits = _mm_or_si128(_mm_or_si128(_mm_slli_epi16::<7>(size), sign), none);
+        Avx2(_mm256_mul_ps(_mm256_cvtph_ps(bits), _mm256_set1_ps(256.0)))
+    });
+    lanes_method!(load_f8_e5m2(p: *const u8) -> Self = {
+        // The upper half of an `f16`.
+        Avx2(_mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64(p.cast()))))
+    });
     lanes_method!(load_i8(p: *const i8) -> Self = {
         Avx2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))))
     });
@@ -55,16 +68,8 @@ impl Lanes for Avx2 {
     lanes_method!(fma(self, factor: Self, term: Self) -> Self = Avx2(_mm256_fmadd_ps(self.0, factor.0, term.0)));
     lanes_method!(max(self, other: Self) -> Self = Avx2(_mm256_max_ps(self.0, other.0)));
     lanes_method!(min(self, other: Self) -> Self = Avx2(_mm256_min_ps(self.0, other.0)));
-    lanes_method!(round(self) -> Self = Avx2(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)));
-    lanes_method!(scale2(self, n: Self) -> Self = {
-        // In two steps, for the whole power may lie outside the normal range. A NaN's integer is of no account.
-        let n = _mm256_cvtps_epi32(n.0);
-        let half = _mm256_srai_epi32::<1>(n);
-        let rest = _mm256_sub_epi32(n, half);
-        let bias = _mm256_set1_epi32(127);
-        let first = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias)));
-        let second = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(rest, bias)));
-        Avx2(_mm256_mul_ps(_mm256_mul_ps(self.0, first), second))
+    lanes_method!(as_exponent(self) -> Self = {
+        Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0))))
     });
     lanes_method!(abs(self) -> Self = Avx2(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)));
     lanes_method!(copysign(self, sign: Self) -> Self = {
@@ -127,6 +132,17 @@ impl Lanes for Avx512 {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
         Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
     });
+    lanes_method!(load_f8_e4m3(p: *const u8) -> Self = {
+        let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+        let size = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+        let none = _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x7f));
+        let sign = _mm256_slli_epi16::<8>(_mm256_sub_epi16(wide, size));
+        let bits = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16::<7>(size), sign), none);
+        Avx512(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0)))
+    });
+    lanes_method!(load_f8_e5m2(p: *const u8) -> Self = {
+        Avx512(_mm512_cvtph_ps(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast())))))
+    });
     lanes_method!(load_i8(p: *const i8) -> Self = {
         Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))))
     });
@@ -142,8 +158,9 @@ impl Lanes for Avx512 {
     lanes_method!(fma(self, factor: Self, term: Self) -> Self = Avx512(_mm512_fmadd_ps(self.0, factor.0, term.0)));
     lanes_method!(max(self, other: Self) -> Self = Avx512(_mm512_max_ps(self.0, other.0)));
     lanes_method!(min(self, other: Self) -> Self = Avx512(_mm512_min_ps(self.0, other.0)));
-    lanes_method!(round(self) -> Self = Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)));
-    lanes_method!(scale2(self, n: Self) -> Self = Avx512(_mm512_scalef_ps(self.0, n.0)));
+    lanes_method!(as_exponent(self) -> Self = {
+        Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0))))
+    });
     lanes_method!(abs(self) -> Self = Avx512(_mm512_abs_ps(self.0)));
     lanes_method!(copysign(self, sign: Self) -> Self = {
         let bit = _mm512_set1_ps(-0.0);

@@ -14,7 +14,7 @@ use tenure_graph::{Grid, Slide};
 use tenure_tensor::DType;
 
 use crate::simd::Isa;
-use crate::simd::float::element::{Bf16, Element, F16, F32};
+use crate::simd::float::element::{Element, Float, with_element};
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
 
 /// Where a product's results go: `features` columns of each row, rows `stride` floats apart.
@@ -28,8 +28,8 @@ pub struct Out {
     pub features: usize,
 }
 
-/// `out[row][feature] = dot(w[feature], x[row])`: `w` holds `out.features` rows of `cols` elements of F32, F16 or
-/// BF16, at any address; `x` any number of rows of `cols` floats. Every other type, and a call with nothing to do,
+/// `out[row][feature] = dot(w[feature], x[row])`: `w` holds `out.features` rows of `cols` elements of F32, F16,
+/// BF16 or a float of 8 bits, at any address; `x` any number of rows of `cols` floats. Every other type, and a call with nothing to do,
 /// leaves `out` as it is.
 ///
 /// # Safety
@@ -49,7 +49,7 @@ pub fn has_kernel(dtype: DType) -> bool {
 }
 
 /// Rows `rows` of a kernel slid over images (channels last): `w` holds `out.features` results of `size * size * channels`
-/// elements, place by place, of F32, F16 or BF16. `zeros` are as many as there are channels, for what lies outside.
+/// elements, place by place, of a type that [`has_kernel`] says yes to. `zeros` are as many as there are channels, for what lies outside.
 /// The kernel is no larger than [`MOST_SIZE`].
 ///
 /// # Safety
@@ -95,25 +95,6 @@ const COLS: usize = 640;
 const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
 const AHEAD: usize = 1024;
-
-/// Float types that weights may have.
-#[derive(Clone, Copy)]
-pub(crate) enum Float {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Float {
-    pub(crate) fn of(dtype: DType) -> Option<Float> {
-        match dtype {
-            DType::F32 => Some(Float::F32),
-            DType::F16 => Some(Float::F16),
-            DType::BF16 => Some(Float::Bf16),
-            _ => None,
-        }
-    }
-}
 
 struct Product<'s> {
     float: Float,
@@ -219,11 +200,7 @@ impl Kernel for Product<'_> {
             if self.rows >= CONVERT_FROM || matches!(self.source, Source::Slide { .. }) {
                 return converted::<V>(&self);
             }
-            match self.float {
-                Float::F32 => streams::<V, F32>(&self),
-                Float::F16 => streams::<V, F16>(&self),
-                Float::Bf16 => streams::<V, Bf16>(&self),
-            }
+            with_element!(self.float, E => streams::<V, E>(&self))
         }
     }
 }
@@ -389,11 +366,7 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                         for i in 0..taps {
                             let (from, to) = (product.weight(feature + f), w.add(f * COLS + i * width));
                             let col = (tap + i) * product.cols + col;
-                            match product.float {
-                                Float::F32 => convert::<V, F32>(from, col, cols, to),
-                                Float::F16 => convert::<V, F16>(from, col, cols, to),
-                                Float::Bf16 => convert::<V, Bf16>(from, col, cols, to),
-                            }
+                            with_element!(product.float, E => convert::<V, E>(from, col, cols, to));
                         }
                     }
                     let x = places.add(tap * ROWS);
@@ -563,36 +536,11 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
-
     use super::*;
     use crate::simd::float::lanes_portable::Plain;
-    use crate::simd::float::testing::{Random, assert_same_bits};
+    use crate::simd::float::testing::{Random, assert_same_bits, encode};
 
-    const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-    /// The bytes of `values` in `dtype`, starting at an address with no alignment beyond the element's.
-    fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, Vec<f64>) {
-        let mut bytes = Vec::new();
-        let mut exact = Vec::new();
-        for &value in values {
-            match dtype {
-                DType::F16 => {
-                    bytes.extend(f16::from_f32(value).to_le_bytes());
-                    exact.push(f16::from_f32(value).to_f64());
-                }
-                DType::BF16 => {
-                    bytes.extend(bf16::from_f32(value).to_le_bytes());
-                    exact.push(bf16::from_f32(value).to_f64());
-                }
-                _ => {
-                    bytes.extend(value.to_le_bytes());
-                    exact.push(f64::from(value));
-                }
-            }
-        }
-        (bytes, exact)
-    }
+    const TYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
 
     fn product(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, features: usize) -> Vec<f32> {
         let rows = x.len() / cols;
@@ -623,9 +571,9 @@ mod tests {
                                 for feature in 0..features {
                                     let pairs = exact[feature * cols..][..cols].iter().zip(&x[row * cols..]);
                                     let (mut want, mut size) = (0.0, 0.0);
-                                    for (w, &x) in pairs {
-                                        want += w * f64::from(x);
-                                        size += (w * f64::from(x)).abs();
+                                    for (&w, &x) in pairs {
+                                        want += f64::from(w) * f64::from(x);
+                                        size += (f64::from(w) * f64::from(x)).abs();
                                     }
                                     let got = got[row * features + feature];
                                     assert!(
@@ -720,7 +668,7 @@ mod tests {
         for isa in Isa::available() {
             for (images, (height, width), size, stride, before, after) in slides {
                 for (channels, features, dtype) in
-                    [(1, 1, DType::F32), (4, 9, DType::F16), (33, 5, DType::BF16), (700, 3, DType::F32)]
+                    [(1, 1, DType::F32), (4, 9, DType::F16), (33, 5, DType::BF16), (700, 3, DType::F8E4M3)]
                 {
                     if channels * height * width > 40_000 {
                         continue;
@@ -758,8 +706,8 @@ mod tests {
                                 }
                                 let pixel = image * height * width + y as usize * width + x_at as usize;
                                 for channel in 0..channels {
-                                    let part = exact[(feature * size * size + tap) * channels + channel]
-                                        * f64::from(x[pixel * channels + channel]);
+                                    let w = exact[(feature * size * size + tap) * channels + channel];
+                                    let part = f64::from(w) * f64::from(x[pixel * channels + channel]);
                                     want += part;
                                     total += part.abs();
                                 }

@@ -1,5 +1,7 @@
 //! What the tests of the float and attention kernels share.
 
+use tenure_tensor::{DType, codec};
+
 /// Numbers that look random and are the same in every run.
 pub(crate) struct Random(u64);
 
@@ -23,6 +25,14 @@ impl Random {
     pub(crate) fn floats(&mut self, len: usize, magnitude: f32) -> Vec<f32> {
         (0..len).map(|_| self.float() * magnitude).collect()
     }
+}
+
+/// The bytes of weights of a float type, and what these hold.
+pub(crate) fn encode(dtype: DType, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let (mut bytes, mut held) = (Vec::new(), vec![0.0; values.len()]);
+    codec::quantize(dtype, values, &mut bytes).expect("a float type");
+    codec::dequantize(dtype, &bytes, &mut held).expect("just made");
+    (bytes, held)
 }
 
 /// Every element lies within `relative` of the wanted one, or within `absolute`.

@@ -1,4 +1,4 @@
-//! Tiles of registers: a few rows of one matrix, element by element, times one or two vectors of each row of another.
+//! Tiles of registers: a few rows of one matrix, element by element, times one to three vectors of each row of another.
 //!
 //! Every sum goes through the elements one after the other, whatever rows are computed beside it.
 
@@ -22,7 +22,7 @@ pub(crate) struct Tiles {
     pub(crate) add: bool,
 }
 
-/// All of `rows` rows, for `W` vectors: one or two.
+/// All of `rows` rows, for `W` vectors: one to three.
 ///
 /// # Safety
 /// The operands are valid for so many rows, the result for writing; the processor has the instruction set of `V`.
@@ -32,14 +32,16 @@ pub(crate) unsafe fn tiles<V: Lanes, const W: usize>(tiles: &Tiles, rows: usize)
     while row < rows {
         // SAFETY: so many rows are left.
         unsafe {
+            // As many accumulators as there are registers for, beside the vectors and one element.
             row += match rows - row {
-                left if V::WIDE && left >= 12 => tile::<V, W, 12>(tiles, row),
-                left if left >= 6 => tile::<V, W, 6>(tiles, row),
-                5 => tile::<V, W, 5>(tiles, row),
-                4 => tile::<V, W, 4>(tiles, row),
+                left if V::WIDE && W < 3 && left >= 12 => tile::<V, W, 12>(tiles, row),
+                left if V::WIDE && W == 3 && left >= 8 => tile::<V, W, 8>(tiles, row),
+                left if W < 3 && left >= 6 => tile::<V, W, 6>(tiles, row),
+                5 if W < 3 => tile::<V, W, 5>(tiles, row),
                 3 => tile::<V, W, 3>(tiles, row),
                 2 => tile::<V, W, 2>(tiles, row),
-                _ => tile::<V, W, 1>(tiles, row),
+                1 => tile::<V, W, 1>(tiles, row),
+                _ => tile::<V, W, 4>(tiles, row),
             };
         }
     }

@@ -1,8 +1,12 @@
-//! Kernels of 3 x 3 slid over images by one pixel, with 16 multiplications for four results where the definition has 36
-//! (Winograd's minimal filtering F(2 x 2, 3 x 3); Lavin and Gray 2015, arXiv:1509.09308).
+//! Kernels of 3 x 3 slid over images by one pixel, with 36 multiplications for sixteen results where the definition has
+//! 144 (Winograd's minimal filtering F(4 x 4, 3 x 3); Lavin and Gray 2015, arXiv:1509.09308).
 //!
-//! A tile is 2 x 2 pixels of the result, and comes from the 4 x 4 of the source around it. Tile and kernel are brought to
-//! 16 points each; a result's point is the sum over the channels of their products, a matrix product for each point.
+//! A tile is 4 x 4 pixels of the result, and comes from the 6 x 6 of the source around it. Tile and kernel are brought to
+//! 36 points each; a result's point is the sum over the channels of their products, a matrix product for each point.
+//!
+//! Along a side, pixels and taps are the coefficients of polynomials, of which the points are the values at 0, at
+//! plus and minus `NEAR`, at plus and minus `FAR` and at infinity. These values round half as much as those of the
+//! usual 1 and 2 (Barabasz et al. 2020, arXiv:1803.10986): about 8e-7 of a result's size.
 //!
 //! The order of every sum: `CHANNELS` channels one after the other into an accumulator, such sums one after the other.
 //! It depends neither on how many tiles or features a call has, nor on how callers divide them.
@@ -16,19 +20,27 @@ use tenure_graph::{Grid, Slide};
 use tenure_tensor::DType;
 
 use crate::simd::Isa;
-use crate::simd::float::element::{Bf16, Element, F16, F32};
+use crate::simd::float::element::{Element, Float, with_element};
 use crate::simd::float::lanes::{Kernel, Lanes, dispatch};
-use crate::simd::float::matmul::Float;
 use crate::simd::float::tile::{self, Tiles};
 
+/// Pixels of the result along a side of a tile.
+const SIDE: usize = 4;
+/// Pixels of the source, and points, along a side of a tile.
+const REACH: usize = 6;
 /// Points of a tile.
-const POINTS: usize = 16;
+const POINTS: usize = REACH * REACH;
+/// Where the polynomials are taken, beside 0 and infinity.
+const NEAR: f32 = 0.625;
+const FAR: f32 = 1.5;
+const NEAR2: f32 = NEAR * NEAR;
+const FAR2: f32 = FAR * FAR;
 /// Taps of a kernel.
 const TAPS: usize = 9;
 /// Channels brought to points and multiplied together.
 const CHANNELS: usize = 64;
 /// Tiles that a piece of the kernel's points is used for.
-const TILES: usize = 96;
+const TILES: usize = 48;
 /// The most products of tiles and features that are summed together.
 const SUMS: usize = 6144;
 /// Floats between what belongs to one point and to the next, beyond its own: all points at the same offset are written and
@@ -83,14 +95,14 @@ impl Parts {
 /// Floats of scratch that a part needs of a result of up to so many images of `grid`'s height and width.
 pub fn scratch_floats(grid: Grid, features: usize) -> usize {
     let tiles = tiles(grid);
-    let (of_tiles, of_kernel, panels) = (TILES.min(tiles) * CHANNELS, CHANNELS * FEATURES, features.div_ceil(16));
-    let points = POINTS * (of_tiles + of_kernel + SUMS.min(tiles * features) + (2 + panels) * APART);
-    points + TAPS * (CHANNELS * FEATURES / 2 + APART) + 8 * CHANNELS
+    let (of_tiles, panels) = (TILES.min(tiles) * CHANNELS, features.div_ceil(16));
+    let points = POINTS * (of_tiles + SUMS.min(tiles * features) + (1 + panels) * APART);
+    points + (REACH + TAPS) * (CHANNELS * FEATURES + APART) + 8 * CHANNELS
 }
 
 /// Tiles of a grid.
 fn tiles(grid: Grid) -> usize {
-    grid.images as usize * grid.height.div_ceil(2) as usize * grid.width.div_ceil(2) as usize
+    grid.images as usize * grid.height.div_ceil(SIDE as u32) as usize * grid.width.div_ceil(SIDE as u32) as usize
 }
 
 /// What is computed: a kernel, and what it is slid over.
@@ -100,7 +112,7 @@ pub struct Slid<'s> {
     pub x: &'s [f32],
     /// How many, and their sizes.
     pub grid: Grid,
-    /// `features * 3 * 3 * channels` elements of F32, F16 or BF16, place by place.
+    /// `features * 3 * 3 * channels` elements of a type that [`has_kernel`](super::has_kernel) says yes to, place by place.
     pub w: &'s [u8],
     /// Their type.
     pub dtype: DType,
@@ -147,13 +159,7 @@ impl Kernel for Part<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the part is as `slide` checked it; the caller vouches for the instruction set.
-        unsafe {
-            match self.float {
-                Float::F32 => run::<V, F32>(&self),
-                Float::F16 => run::<V, F16>(&self),
-                Float::Bf16 => run::<V, Bf16>(&self),
-            }
-        }
+        unsafe { with_element!(self.float, E => run::<V, E>(&self)) }
     }
 }
 
@@ -169,26 +175,30 @@ unsafe fn run<V: Lanes, E: Element>(part: &Part) {
     unsafe {
         let of_tiles = part.scratch;
         let of_kernel = of_tiles.add(POINTS * tile_stride);
-        let taps = of_kernel.add(POINTS * kernel_stride::<V>());
-        let sums = taps.add(TAPS * tap_stride::<V>() + 8 * CHANNELS);
+        let taps = of_kernel.add(REACH * kernel_stride::<V>());
+        let sums = taps.add(TAPS * kernel_stride::<V>() + 8 * CHANNELS);
         let mut channel = 0;
         while channel < channels {
             let some = channel..channels.min(channel + CHANNELS);
             tile_points::<V>(part, some.clone(), of_tiles, tile_stride);
             for panel in 0..panels {
                 let first = part.features.start + panel * 2 * V::N;
-                kernel_points::<V, E>(part, first, some.clone(), taps, of_kernel);
-                for point in 0..POINTS {
-                    let product = Tiles {
-                        x: of_tiles.add(point * tile_stride),
-                        x_stride: CHANNELS,
-                        w: of_kernel.add(point * kernel_stride::<V>()),
-                        depth: some.len(),
-                        out: sums.add((panel * POINTS + point) * sum_stride),
-                        out_stride: 2 * V::N,
-                        add: channel > 0,
-                    };
-                    tile::tiles::<V, 2>(&product, tiles);
+                turned_taps::<V, E>(part, first, some.clone(), taps);
+                for line in 0..REACH {
+                    kernel_points::<V>(line, some.len(), taps, of_kernel);
+                    for x in 0..REACH {
+                        let point = line * REACH + x;
+                        let product = Tiles {
+                            x: of_tiles.add(point * tile_stride),
+                            x_stride: CHANNELS,
+                            w: of_kernel.add(x * kernel_stride::<V>()),
+                            depth: some.len(),
+                            out: sums.add((panel * POINTS + point) * sum_stride),
+                            out_stride: 2 * V::N,
+                            add: channel > 0,
+                        };
+                        tile::tiles::<V, 2>(&product, tiles);
+                    }
                 }
             }
             channel = some.end;
@@ -204,17 +214,12 @@ const fn kernel_stride<V: Lanes>() -> usize {
     CHANNELS * 2 * V::N + APART
 }
 
-/// Floats from one tap of half a panel's kernels to the next.
-const fn tap_stride<V: Lanes>() -> usize {
-    CHANNELS * V::N + APART
-}
-
 /// The places of a tile's top left pixel: its image, line and column.
 #[inline(always)]
 fn place(grid: Grid, tile: usize) -> (usize, usize, usize) {
-    let (high, wide) = (grid.height.div_ceil(2) as usize, grid.width.div_ceil(2) as usize);
+    let (high, wide) = (grid.height.div_ceil(SIDE as u32) as usize, grid.width.div_ceil(SIDE as u32) as usize);
     let at = tile % (high * wide);
-    (tile / (high * wide), at / wide * 2, at % wide * 2)
+    (tile / (high * wide), at / wide * SIDE, at % wide * SIDE)
 }
 
 /// The points of all tiles for some channels: `[point][tile][CHANNELS]`, points `stride` floats apart.
@@ -228,14 +233,14 @@ unsafe fn tile_points<V: Lanes>(part: &Part, channels: Range<usize>, to: *mut f3
     for (t, tile) in part.tiles.clone().enumerate() {
         let (image, top, left) = place(grid, tile);
         let mut from = [part.slid.zeros.as_ptr(); POINTS];
-        for y in 0..4 {
-            for x in 0..4 {
+        for y in 0..REACH {
+            for x in 0..REACH {
                 // A pixel above or left of the tile.
                 let (line, column) = (top + y, left + x);
                 if line >= 1 && line <= height && column >= 1 && column <= width {
                     let pixel = image * height * width + (line - 1) * width + column - 1;
                     // SAFETY: a pixel of the images.
-                    from[y * 4 + x] = unsafe { part.slid.x.as_ptr().add(pixel * all) };
+                    from[y * REACH + x] = unsafe { part.slid.x.as_ptr().add(pixel * all) };
                 }
             }
         }
@@ -244,20 +249,22 @@ unsafe fn tile_points<V: Lanes>(part: &Part, channels: Range<usize>, to: *mut f3
             // SAFETY: so many channels are left, in the source and in the room of this tile.
             unsafe {
                 let mut lines = [V::splat(0.0); POINTS];
-                for x in 0..4 {
-                    let mut column = [V::splat(0.0); 4];
-                    for y in 0..4 {
-                        column[y] = V::load(from[y * 4 + x].add(channels.start + c));
+                for x in 0..REACH {
+                    let mut column = [V::splat(0.0); REACH];
+                    for y in 0..REACH {
+                        column[y] = V::load(from[y * REACH + x].add(channels.start + c));
                     }
                     let column = brought(column);
-                    for y in 0..4 {
-                        lines[y * 4 + x] = column[y];
+                    for y in 0..REACH {
+                        lines[y * REACH + x] = column[y];
                     }
                 }
-                for y in 0..4 {
-                    let line = brought([lines[y * 4], lines[y * 4 + 1], lines[y * 4 + 2], lines[y * 4 + 3]]);
-                    for x in 0..4 {
-                        line[x].store(to.add((y * 4 + x) * stride + t * CHANNELS + c));
+                for y in 0..REACH {
+                    let mut line = [V::splat(0.0); REACH];
+                    line.copy_from_slice(&lines[y * REACH..][..REACH]);
+                    let line = brought(line);
+                    for x in 0..REACH {
+                        line[x].store(to.add((y * REACH + x) * stride + t * CHANNELS + c));
                     }
                 }
             }
@@ -266,89 +273,117 @@ unsafe fn tile_points<V: Lanes>(part: &Part, channels: Range<usize>, to: *mut f3
     }
 }
 
-/// Four pixels side by side, brought to points.
+/// Six pixels side by side, brought to points.
 ///
 /// # Safety
 /// The processor has the instruction set of `V`.
 #[inline(always)]
-unsafe fn brought<V: Lanes>([a, b, c, d]: [V; 4]) -> [V; 4] {
+unsafe fn brought<V: Lanes>([a, b, c, d, e, f]: [V; REACH]) -> [V; REACH] {
     // SAFETY: the caller's contract.
-    unsafe { [a.sub(c), b.add(c), c.sub(b), b.sub(d)] }
+    unsafe {
+        let (product, sum) = (V::splat(NEAR2 * FAR2), V::splat(-NEAR2 - FAR2));
+        let (even, odd) = (c.fma(V::splat(-FAR2), e), b.fma(V::splat(-FAR2), d));
+        let (far_even, far_odd) = (c.fma(V::splat(-NEAR2), e), b.fma(V::splat(-NEAR2), d));
+        [
+            a.fma(product, c.fma(sum, e)),
+            odd.fma(V::splat(NEAR), even),
+            odd.fma(V::splat(-NEAR), even),
+            far_odd.fma(V::splat(FAR), far_even),
+            far_odd.fma(V::splat(-FAR), far_even),
+            b.fma(product, d.fma(sum, f)),
+        ]
+    }
 }
 
-/// The points of the kernels of `2 * V::N` features for some channels: `[point][channel][2 * V::N]`, points
-/// [`kernel_stride`] apart.
+/// The taps of the kernels of `2 * V::N` features for some channels: `[tap][channel][2 * V::N]`, taps [`kernel_stride`]
+/// apart.
 ///
 /// # Safety
-/// `to` is valid for all of them, `taps` for `TAPS` times [`tap_stride`] and `8 * CHANNELS` floats; the features and channels are the
-/// part's, the channels a multiple of 8.
+/// `to` is valid for all of them and `8 * CHANNELS` floats more; the features and channels are the part's, the channels a
+/// multiple of 8.
 #[inline(always)]
-unsafe fn kernel_points<V: Lanes, E: Element>(
-    part: &Part,
-    first: usize,
-    channels: Range<usize>,
-    taps: *mut f32,
-    to: *mut f32,
-) {
+unsafe fn turned_taps<V: Lanes, E: Element>(part: &Part, first: usize, channels: Range<usize>, to: *mut f32) {
     let all = part.slid.zeros.len();
     let row_bytes = TAPS * all * E::BYTES;
     // SAFETY: the caller's contract.
     unsafe {
-        let rows = taps.add(TAPS * tap_stride::<V>());
-        for half in 0..2 {
+        let rows = to.add(TAPS * kernel_stride::<V>());
+        for eight in (0..2 * V::N).step_by(8) {
             for tap in 0..TAPS {
                 // Eight features side by side, channel by channel.
-                for eight in 0..V::N / 8 {
-                    for f in 0..8 {
-                        let feature = first + half * V::N + eight * 8 + f;
-                        let from = (tap * all + channels.start) * E::BYTES;
-                        let from = part.slid.w.as_ptr().add(feature * row_bytes + from);
-                        let mut c = 0;
-                        while c < channels.len() {
-                            E::load::<V>(from.add(c * E::BYTES)).store(rows.add(f * CHANNELS + c));
-                            c += V::N;
-                        }
-                    }
-                    let turned = taps.add(tap * tap_stride::<V>() + eight * 8);
-                    for c in (0..channels.len()).step_by(8) {
-                        V::transpose8(rows.add(c), CHANNELS, turned.add(c * V::N), V::N);
+                for f in 0..8 {
+                    let from = (tap * all + channels.start) * E::BYTES;
+                    let from = part.slid.w.as_ptr().add((first + eight + f) * row_bytes + from);
+                    for c in (0..channels.len()).step_by(V::N) {
+                        E::load::<V>(from.add(c * E::BYTES)).store(rows.add(f * CHANNELS + c));
                     }
                 }
-            }
-            for c in 0..channels.len() {
-                let mut lines = [V::splat(0.0); 12];
-                for x in 0..3 {
-                    let mut column = [V::splat(0.0); 3];
-                    for y in 0..3 {
-                        column[y] = V::load(taps.add((y * 3 + x) * tap_stride::<V>() + c * V::N));
-                    }
-                    let column = spread(column);
-                    for y in 0..4 {
-                        lines[y * 3 + x] = column[y];
-                    }
-                }
-                for y in 0..4 {
-                    let line = spread([lines[y * 3], lines[y * 3 + 1], lines[y * 3 + 2]]);
-                    for x in 0..4 {
-                        line[x].store(to.add((y * 4 + x) * kernel_stride::<V>() + (2 * c + half) * V::N));
-                    }
+                let turned = to.add(tap * kernel_stride::<V>() + eight);
+                for c in (0..channels.len()).step_by(8) {
+                    V::transpose8(rows.add(c), CHANNELS, turned.add(c * 2 * V::N), 2 * V::N);
                 }
             }
         }
     }
 }
 
+/// A line of the points of kernels whose taps are [`turned_taps`], for so many channels: `[x][channel][2 * V::N]`, points
+/// [`kernel_stride`] apart.
+///
+/// # Safety
+/// `to` is valid for all of them.
+#[inline(always)]
+unsafe fn kernel_points<V: Lanes>(line: usize, channels: usize, taps: *const f32, to: *mut f32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let factors = [V::splat(SPREAD[line][0]), V::splat(SPREAD[line][1]), V::splat(SPREAD[line][2])];
+        for at in (0..channels * 2 * V::N).step_by(V::N) {
+            let mut lines = [V::splat(0.0); 3];
+            for x in 0..3 {
+                let tap = |y: usize| V::load(taps.add((y * 3 + x) * kernel_stride::<V>() + at));
+                lines[x] = tap(2).fma(factors[2], tap(1).fma(factors[1], tap(0).mul(factors[0])));
+            }
+            let points = spread(lines);
+            for x in 0..REACH {
+                points[x].store(to.add(x * kernel_stride::<V>() + at));
+            }
+        }
+    }
+}
+
+/// Taps brought to points: what each is multiplied with for a point.
+const SPREAD: [[f32; 3]; REACH] = [
+    [ORIGIN, 0.0, 0.0],
+    [AT_NEAR, NEAR * AT_NEAR, NEAR2 * AT_NEAR],
+    [AT_NEAR, -NEAR * AT_NEAR, NEAR2 * AT_NEAR],
+    [AT_FAR, FAR * AT_FAR, FAR2 * AT_FAR],
+    [AT_FAR, -FAR * AT_FAR, FAR2 * AT_FAR],
+    [0.0, 0.0, 1.0],
+];
+/// What a point's value is divided by: its distances from the others, multiplied.
+const ORIGIN: f32 = 1.0 / (NEAR2 * FAR2);
+const AT_NEAR: f32 = 1.0 / (2.0 * NEAR2 * (NEAR2 - FAR2));
+const AT_FAR: f32 = 1.0 / (2.0 * FAR2 * (FAR2 - NEAR2));
+
 /// Three taps side by side, brought to points.
 ///
 /// # Safety
 /// The processor has the instruction set of `V`.
 #[inline(always)]
-unsafe fn spread<V: Lanes>([a, b, c]: [V; 3]) -> [V; 4] {
+unsafe fn spread<V: Lanes>([a, b, c]: [V; 3]) -> [V; REACH] {
     // SAFETY: the caller's contract.
     unsafe {
-        let half = V::splat(0.5);
-        let outer = a.add(c);
-        [a, outer.add(b).mul(half), outer.sub(b).mul(half), c]
+        let [origin, near, minus_near, far, minus_far, _] = SPREAD;
+        let even = c.fma(V::splat(near[2]), a.mul(V::splat(near[0])));
+        let far_even = c.fma(V::splat(far[2]), a.mul(V::splat(far[0])));
+        [
+            a.mul(V::splat(origin[0])),
+            b.fma(V::splat(near[1]), even),
+            b.fma(V::splat(minus_near[1]), even),
+            b.fma(V::splat(far[1]), far_even),
+            b.fma(V::splat(minus_far[1]), far_even),
+            c,
+        ]
     }
 }
 
@@ -370,20 +405,22 @@ unsafe fn results<V: Lanes>(part: &Part, panel: usize, sums: *const f32, stride:
             };
             for (t, tile) in part.tiles.clone().enumerate() {
                 let (image, top, left) = place(grid, tile);
-                let mut lines = [V::splat(0.0); 8];
-                for x in 0..4 {
-                    let mut column = [V::splat(0.0); 4];
-                    for y in 0..4 {
-                        column[y] = V::load(sums.add((y * 4 + x) * stride + (2 * t + half) * V::N));
+                let mut lines = [V::splat(0.0); SIDE * REACH];
+                for x in 0..REACH {
+                    let mut column = [V::splat(0.0); REACH];
+                    for y in 0..REACH {
+                        column[y] = V::load(sums.add((y * REACH + x) * stride + (2 * t + half) * V::N));
                     }
                     let column = gathered(column);
-                    for y in 0..2 {
-                        lines[y * 4 + x] = column[y];
+                    for y in 0..SIDE {
+                        lines[y * REACH + x] = column[y];
                     }
                 }
-                for y in 0..2.min(height - top) {
-                    let line = gathered([lines[y * 4], lines[y * 4 + 1], lines[y * 4 + 2], lines[y * 4 + 3]]);
-                    for x in 0..2.min(width - left) {
+                for y in 0..SIDE.min(height - top) {
+                    let mut line = [V::splat(0.0); REACH];
+                    line.copy_from_slice(&lines[y * REACH..][..REACH]);
+                    let line = gathered(line);
+                    for x in 0..SIDE.min(width - left) {
                         let pixel = image * height * width + (top + y) * width + left + x;
                         line[x].add(bias).store(part.out.add(pixel * part.slid.features + feature));
                     }
@@ -393,31 +430,29 @@ unsafe fn results<V: Lanes>(part: &Part, panel: usize, sums: *const f32, stride:
     }
 }
 
-/// Four points, brought back to two pixels side by side.
+/// Six points, brought back to four pixels side by side.
 ///
 /// # Safety
 /// The processor has the instruction set of `V`.
 #[inline(always)]
-unsafe fn gathered<V: Lanes>([a, b, c, d]: [V; 4]) -> [V; 2] {
+unsafe fn gathered<V: Lanes>([a, b, c, d, e, f]: [V; REACH]) -> [V; SIDE] {
     // SAFETY: the caller's contract.
-    unsafe { [a.add(b).add(c), b.sub(c).sub(d)] }
+    unsafe {
+        let (sum, difference, far_sum, far_difference) = (b.add(c), b.sub(c), d.add(e), d.sub(e));
+        let (near, far) = (difference.mul(V::splat(NEAR)), sum.mul(V::splat(NEAR2)));
+        [
+            a.add(sum).add(far_sum),
+            far_difference.fma(V::splat(FAR), near),
+            far_sum.fma(V::splat(FAR2), far),
+            far_difference.fma(V::splat(FAR * FAR2), difference.fma(V::splat(NEAR * NEAR2), f)),
+        ]
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
-
     use super::*;
-    use crate::simd::float::testing::{Random, assert_same_bits};
-
-    fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
-        let bytes = |&value: &f32| match dtype {
-            DType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
-            DType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
-            _ => value.to_le_bytes().to_vec(),
-        };
-        values.iter().flat_map(bytes).collect()
-    }
+    use crate::simd::float::testing::{Random, assert_same_bits, encode};
 
     fn around(grid: Grid) -> Slide {
         Slide { grid, size: 3, stride: 1, before: 1, after: 1 }
@@ -446,19 +481,12 @@ mod tests {
         for isa in Isa::available() {
             for (images, height, width) in grids {
                 for (channels, features, dtype) in
-                    [(32, 32, DType::F32), (96, 64, DType::F16), (64, 96, DType::BF16), (160, 32, DType::F32)]
+                    [(32, 32, DType::F32), (96, 64, DType::F16), (64, 96, DType::BF16), (160, 32, DType::F8E4M3)]
                 {
                     let grid = Grid { images, height, width };
                     assert!(takes(&around(grid), channels, features));
-                    let exact: Vec<f32> =
-                        random
-                            .floats(features * TAPS * channels, 1.0)
-                            .iter()
-                            .map(|&w| {
-                                if dtype == DType::F16 { f16::from_f32(w).to_f32() } else { bf16::from_f32(w).to_f32() }
-                            })
-                            .collect();
-                    let (w, x) = (encode(dtype, &exact), random.floats(grid.rows() * channels, 1.0));
+                    let (w, exact) = encode(dtype, &random.floats(features * TAPS * channels, 1.0));
+                    let x = random.floats(grid.rows() * channels, 1.0);
                     let (zeros, bias) = (vec![0.0; channels], random.floats(features, 1.0));
                     let slid = Slid { x: &x, grid, w: &w, dtype, bias: Some(&bias), zeros: &zeros, features };
                     let got = whole(isa, slid, 1);
