@@ -31,6 +31,8 @@ macro_rules! without_panels {
 
 /// Rows of a panel.
 pub const ROWS: usize = 16;
+/// Panels that AVX-512's kernels take at once: each activation that is read meets two lines.
+const TOGETHER: usize = 2;
 /// Columns of a block column.
 pub const BLOCK: usize = 32;
 /// Columns that share a scale of weights where blocks of 32 have two.
@@ -543,17 +545,21 @@ fn unit(largest: f32) -> (f32, f32) {
 pub unsafe fn matmul(isa: Isa, dtype: DType, panels: &[u8], cols: usize, acts: &[Act], out: Out) {
     let Some(bytes) = panel_bytes(dtype, cols) else { return };
     assert!(panels.len() == out.features.div_ceil(ROWS) * bytes && acts.len().is_multiple_of(cols / BLOCK));
-    for (index, panel) in panels.chunks_exact(bytes).enumerate() {
-        let first = index * ROWS;
-        // SAFETY: the panel's features lie inside `out`, the instruction set is there; the caller upholds the rest.
+    let isa = if isa.is_available() { isa } else { Isa::Portable };
+    let together = if isa == Isa::Avx512Vnni { TOGETHER } else { 1 };
+    for (index, panel) in panels.chunks(together * bytes).enumerate() {
+        let first = index * together * ROWS;
+        // SAFETY: the panels' features lie inside `out`, the instruction set is there; the caller upholds the rest.
         unsafe {
-            let out = Out { base: out.base.add(first), features: ROWS.min(out.features - first), ..out };
+            let out = Out { base: out.base.add(first), features: (together * ROWS).min(out.features - first), ..out };
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 if isa.is_available() => x86::avx2(dtype, panel, cols, acts, out),
+                Isa::Avx2 => x86::avx2(dtype, panel, cols, acts, out),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni if isa.is_available() => x86::avx512(dtype, panel, cols, acts, out),
-                Isa::Avx2 | Isa::Avx512Vnni | Isa::Portable => portable(dtype, panel, cols, acts, out),
+                Isa::Avx512Vnni => x86::avx512(dtype, panel, bytes, cols, acts, out),
+                #[cfg(not(target_arch = "x86_64"))]
+                Isa::Avx2 | Isa::Avx512Vnni => {}
+                Isa::Portable => portable(dtype, panel, cols, acts, out),
             }
         }
     }

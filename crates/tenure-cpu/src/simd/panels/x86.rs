@@ -50,13 +50,15 @@ macro_rules! kinds {
             }
         }
 
+        /// One panel or [`TOGETHER`] of `bytes` each.
+        ///
         /// # Safety
         /// As for [`super::matmul`]; the processor has AVX-512 F, BW, VL, DQ and VNNI.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        pub(super) unsafe fn avx512(dtype: DType, panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+        pub(super) unsafe fn avx512(dtype: DType, panels: &[u8], bytes: usize, cols: usize, acts: &[Act], out: Out) {
             // SAFETY: the caller's promise.
             unsafe {
-                $(if dtype == $dtype { return avx512::avx512_panel::<$name>(panel, cols, acts, out); })*
+                $(if dtype == $dtype { return avx512::avx512_panels::<$name>(panels, bytes, cols, acts, out); })*
             }
         }
     };

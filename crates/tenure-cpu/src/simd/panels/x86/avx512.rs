@@ -3,17 +3,41 @@
 // Loops over rows of activations and sides of a panel index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
 use super::{Kind, ahead, has_steps, less, parts, signed, sum, sum_in_units};
 use crate::simd::float::Out;
 
+/// Rows from which on six are taken together where registers suffice.
+const SIX_FROM: usize = 12;
+
+/// One panel or two beside each other, `bytes` each.
+///
 /// # Safety
 /// See [`avx512`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn avx512_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Act], out: Out) {
+pub(super) unsafe fn avx512_panels<K: Kind>(panels: &[u8], bytes: usize, cols: usize, acts: &[Act], out: Out) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if panels.len() > bytes && acts.len() > cols / BLOCK {
+            return avx512_all_rows::<K, 2>(panels, bytes, cols, acts, out);
+        }
+        for (index, panel) in panels.chunks(bytes).enumerate() {
+            let first = index * ROWS;
+            let out = Out { base: out.base.add(first), features: ROWS.min(out.features - first), ..out };
+            avx512_all_rows::<K, 1>(panel, bytes, cols, acts, out);
+        }
+    }
+}
+
+/// # Safety
+/// See [`avx512`]; there are `P` panels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn avx512_all_rows<K: Kind, const P: usize>(panels: &[u8], bytes: usize, cols: usize, acts: &[Act], out: Out) {
     let per_row = cols / BLOCK;
     let rows = acts.len() / per_row;
     let mut row = 0;
@@ -22,127 +46,191 @@ pub(super) unsafe fn avx512_panel<K: Kind>(panel: &[u8], cols: usize, acts: &[Ac
         while row < rows {
             let acts = acts.as_ptr().add(row * per_row);
             let out = Out { base: out.base.add(row * out.stride), ..out };
-            let count = match rows - row {
-                1 => {
-                    avx512_rows::<K, 1>(panel, per_row, acts, out);
-                    1
+            row += match rows - row {
+                1 => avx512_rows::<K, P, 1>(panels, bytes, per_row, acts, out, row == 0),
+                2 | 3 => avx512_rows::<K, P, 2>(panels, bytes, per_row, acts, out, row == 0),
+                left if left >= SIX_FROM && !has_steps(K::FORMAT) => {
+                    avx512_rows::<K, P, 6>(panels, bytes, per_row, acts, out, row == 0)
                 }
-                2 | 3 => {
-                    avx512_rows::<K, 2>(panel, per_row, acts, out);
-                    2
-                }
-                4..=7 => {
-                    avx512_rows::<K, 4>(panel, per_row, acts, out);
-                    4
-                }
-                _ => {
-                    avx512_rows::<K, 8>(panel, per_row, acts, out);
-                    8
-                }
+                _ => avx512_rows::<K, P, 4>(panels, bytes, per_row, acts, out, row == 0),
             };
-            row += count;
         }
     }
 }
 
+/// `N` rows; returns `N`. With `stream` nobody has read the panels just before.
+///
 /// # Safety
-/// See [`avx512`]; `acts` is valid for `N` rows of `per_row`.
+/// See [`avx512`]; there are `P` panels, and `acts` is valid for `N` rows of `per_row`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn avx512_rows<K: Kind, const N: usize>(panel: &[u8], per_row: usize, acts: *const Act, out: Out) {
+unsafe fn avx512_rows<K: Kind, const P: usize, const N: usize>(
+    panels: &[u8],
+    bytes: usize,
+    per_row: usize,
+    acts: *const Act,
+    out: Out,
+    stream: bool,
+) -> usize {
     let f = K::FORMAT;
     let blocks = f.blocks();
-    let mut sums = [_mm512_setzero_ps(); N];
-    let mut piece = panel.as_ptr();
-    // SAFETY: the panel has `per_row / blocks` pieces of `stride` bytes, every row `per_row` activations.
+    let mut sums = [[_mm512_setzero_ps(); N]; P];
+    let mut piece = panels.as_ptr();
+    // SAFETY: a panel has `per_row / blocks` pieces of `stride` bytes, every row `per_row` activations.
     unsafe {
         for column in 0..per_row / blocks {
             let trailer = piece.add(blocks * f.planes());
             for first in (0..blocks).step_by(f.together()) {
-                let mut dots = [_mm512_setzero_si512(); N];
+                let mut dots = [[_mm512_setzero_si512(); N]; P];
                 for b in first..first + f.together() {
                     let at = acts.add(column * blocks + b);
-                    if N == 1 {
+                    if stream {
                         let share = f.stride() / blocks;
                         for line in (0..share).step_by(64) {
-                            _mm_prefetch::<_MM_HINT_T0>(piece.wrapping_add(b * share + line + ahead(f)).cast());
+                            for p in 0..P {
+                                let line = piece.wrapping_add(p * bytes + b * share + line + ahead(f));
+                                _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                            }
                         }
                     }
-                    for part in 0..parts(f) {
-                        add_part_avx512::<K, N>(piece.add(b * f.planes()), trailer, b, part, at, per_row, &mut dots);
-                        if f.has_min() {
-                            let min = min_avx512(f, trailer, b, part);
-                            for n in 0..N {
-                                let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
-                                sums[n] = _mm512_fmadd_ps(min, sum, sums[n]);
+                    let from = [piece.add(b * f.planes()), trailer];
+                    add_part::<K, P, N, 0>(from, bytes, b, at, per_row, &mut dots);
+                    if parts(f) == 2 {
+                        add_part::<K, P, N, 1>(from, bytes, b, at, per_row, &mut dots);
+                    }
+                    for part in 0..if f.has_min() { parts(f) } else { 0 } {
+                        let mut min = [_mm512_setzero_ps(); P];
+                        for p in 0..P {
+                            min[p] = min_avx512(f, trailer.add(p * bytes), b, part);
+                        }
+                        for n in 0..N {
+                            let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
+                            for p in 0..P {
+                                sums[p][n] = _mm512_fmadd_ps(min[p], sum, sums[p][n]);
                             }
                         }
                     }
                 }
-                let scale = scale_avx512(f, trailer);
+                let mut scale = [_mm512_setzero_ps(); P];
+                for p in 0..P {
+                    scale[p] = scale_avx512(f, trailer.add(p * bytes));
+                }
                 for n in 0..N {
                     let unit = _mm512_set1_ps((*acts.add(n * per_row + column * blocks + first)).unit);
-                    let scale = _mm512_mul_ps(scale, unit);
-                    sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[n]), scale, sums[n]);
+                    for p in 0..P {
+                        let scale = _mm512_mul_ps(scale[p], unit);
+                        sums[p][n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[p][n]), scale, sums[p][n]);
+                    }
                 }
             }
             piece = piece.add(f.stride());
         }
-        let mask = (u32::MAX >> (32 - out.features.min(ROWS))) as __mmask16;
-        for (n, sum) in sums.iter().enumerate() {
-            _mm512_mask_storeu_ps(out.base.add(n * out.stride), mask, *sum);
+        for p in 0..P {
+            let features = (out.features - p * ROWS).min(ROWS);
+            let mask = (u32::MAX >> (32 - features)) as __mmask16;
+            for n in 0..N {
+                _mm512_mask_storeu_ps(out.base.add(n * out.stride + p * ROWS), mask, sums[p][n]);
+            }
+        }
+    }
+    N
+}
+
+/// Adds the products of part `PART` of a block column with `N` rows of activations, as integers with the integer scales.
+///
+/// # Safety
+/// The planes of a block column and a trailer, and those `bytes` behind them of each further panel, are valid, `at` for
+/// `N` activations `per_row` apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn add_part<K: Kind, const P: usize, const N: usize, const PART: usize>(
+    [planes, trailer]: [*const u8; 2],
+    bytes: usize,
+    b: usize,
+    at: *const Act,
+    per_row: usize,
+    dots: &mut [[__m512i; N]; P],
+) {
+    let f = K::FORMAT;
+    let mut these = [[_mm512_setzero_si512(); N]; P];
+    macro_rules! add_groups {
+        ($($g:literal)*) => {
+            $(if $g * parts(f) / 8 == PART {
+                add_group::<K, P, N, $g>(planes, bytes, at, per_row, &mut these);
+            })*
+        };
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        add_groups!(0 1 2 3 4 5 6 7);
+        for p in 0..P {
+            let steps = steps_avx512(f, trailer.add(p * bytes), b, PART);
+            for n in 0..N {
+                if less(f) != 0 {
+                    let sum = sum_in_units(f, &*at.add(n * per_row), PART);
+                    these[p][n] = _mm512_sub_epi32(these[p][n], _mm512_set1_epi32(sum * i32::from(less(f))));
+                }
+                if has_steps(f) {
+                    these[p][n] = _mm512_mullo_epi32(these[p][n], steps);
+                }
+                dots[p][n] = _mm512_add_epi32(dots[p][n], these[p][n]);
+            }
         }
     }
 }
 
-/// Adds the products of one part of a block column with `N` rows of activations, as integers with the integer scales.
+/// Adds the products of group `G`, whose number the compiler has to know to shift by it.
 ///
 /// # Safety
-/// `planes` is valid for the planes of a block column, `trailer` for a trailer, `at` for `N` activations `per_row`
-/// apart.
+/// As for [`add_part`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add_part_avx512<K: Kind, const N: usize>(
+unsafe fn add_group<K: Kind, const P: usize, const N: usize, const G: usize>(
     planes: *const u8,
-    trailer: *const u8,
-    b: usize,
-    part: usize,
+    bytes: usize,
     at: *const Act,
     per_row: usize,
-    dots: &mut [__m512i; N],
+    dots: &mut [[__m512i; N]; P],
 ) {
-    let f = K::FORMAT;
-    let groups = 8 / parts(f);
-    let mut these = [_mm512_setzero_si512(); N];
     // SAFETY: the caller's promise.
     unsafe {
-        for g in groups * part..groups * (part + 1) {
-            let bytes = group_avx512::<K>(planes, g);
-            // The even and the odd bytes, in 16 bits.
-            let weights = if signed(f) {
-                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(bytes)), _mm512_srai_epi16::<8>(bytes)]
+        // The even and the odd bytes, in 16 bits.
+        let mut weights = [[_mm512_setzero_si512(); 2]; P];
+        for p in 0..P {
+            let group = group_avx512::<K>(planes.add(p * bytes), G);
+            weights[p] = if signed(K::FORMAT) {
+                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(group)), _mm512_srai_epi16::<8>(group)]
             } else {
-                [_mm512_and_si512(bytes, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(bytes)]
+                [_mm512_and_si512(group, _mm512_set1_epi16(255)), _mm512_srli_epi16::<8>(group)]
             };
-            for n in 0..N {
-                let words = (&raw const (*at.add(n * per_row)).words).cast::<i32>().add(2 * g);
-                let even = _mm512_set1_epi32(words.read_unaligned());
-                let odd = _mm512_set1_epi32(words.add(1).read_unaligned());
-                these[n] = _mm512_dpwssd_epi32(these[n], weights[0], even);
-                these[n] = _mm512_dpwssd_epi32(these[n], weights[1], odd);
-            }
         }
         for n in 0..N {
-            if less(f) != 0 {
-                let sum = sum_in_units(f, &*at.add(n * per_row), part);
-                these[n] = _mm512_sub_epi32(these[n], _mm512_set1_epi32(sum * i32::from(less(f))));
+            let words = (&raw const (*at.add(n * per_row)).words).cast::<i32>().add(2 * G);
+            for half in 0..2 {
+                let words = _mm512_set1_epi32(words.add(half).read_unaligned());
+                for p in 0..P {
+                    dots[p][n] = add_products(dots[p][n], weights[p][half], words);
+                }
             }
-            if has_steps(f) {
-                these[n] = _mm512_mullo_epi32(these[n], steps_avx512(f, trailer, b, part));
-            }
-            dots[n] = _mm512_add_epi32(dots[n], these[n]);
         }
     }
+}
+
+/// `_mm512_dpwssd_epi32` as one instruction: compilers that do not know the processor make two of it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn add_products(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: arithmetic on registers; the instruction set is there.
+    unsafe {
+        asm!(
+            "vpdpwssd {sum}, {a}, {b}",
+            sum = inout(zmm_reg) sum,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
 }
 
 /// The quants of group `g`, [`less`] too large.
