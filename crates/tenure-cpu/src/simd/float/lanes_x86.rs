@@ -172,9 +172,19 @@ impl Lanes for Avx512 {
     });
     lanes_method!(sum(self) -> f32 = folded(self).sum());
     lanes_method!(store_sums(eight: [Self; 8], p: *mut f32) -> () = {
+        // The pairs that `sum` adds, for two, four and eight vectors at a time, each with its quarters, then elements.
+        let halves = |a: Self, b: Self| {
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a.0, b.0), _mm512_shuffle_f32x4::<0xee>(a.0, b.0))
+        };
+        let quarters =
+            |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
         let [a, b, c, d, e, f, g, h] = eight;
-        let halves = [folded(a), folded(b), folded(c), folded(d), folded(e), folded(f), folded(g), folded(h)];
-        Avx2::store_sums(halves, p);
+        let (abcd, efgh) = (quarters(halves(a, b), halves(c, d)), quarters(halves(e, f), halves(g, h)));
+        let pairs = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(abcd, efgh), _mm512_shuffle_ps::<0xee>(abcd, efgh));
+        let all = _mm512_add_ps(pairs, _mm512_shuffle_ps::<0xb1>(pairs, pairs));
+        // a - e - b - f - c - g - d - h -
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm256_storeu_ps(p, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all)));
     });
     lanes_method!(transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) -> () = {
         Avx2::transpose8(from, from_stride, to, to_stride)

@@ -360,7 +360,7 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                 let cols = width.min(product.cols - col);
                 let taps = side_by_side.min(product.taps - tap);
                 // SAFETY: the piece lies inside the product and fits the room; the tiles read what was converted, and
-                // accumulators only from the second piece of columns on.
+                // accumulators only from the second piece on; they write results inside the product.
                 unsafe {
                     for f in 0..features {
                         for i in 0..taps {
@@ -370,7 +370,10 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                         }
                     }
                     let x = places.add(tap * ROWS);
-                    let piece = Piece { w, x, taps, width, col, cols, sums, first: tap == 0 && col == 0 };
+                    let first = tap == 0 && col == 0;
+                    let last = tap + taps == product.taps && col + cols == product.cols;
+                    let (out, out_stride) = (product.place(row, feature), product.out.stride);
+                    let piece = Piece { w, x, taps, width, col, cols, sums, first, last, out, out_stride };
                     let mut first = 0;
                     while first < features {
                         rows_of_tiles::<V>(&piece, first..features.min(first + GROUP), rows);
@@ -380,21 +383,6 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                 col += cols;
                 if col == product.cols {
                     (tap, col) = (tap + taps, 0);
-                }
-            }
-            for t in 0..rows {
-                let mut f = 0;
-                // SAFETY: all tiles of the piece have stored their accumulators.
-                unsafe {
-                    let sums = sums.add(t * FEATURES);
-                    while f + 8 <= features {
-                        V::store_sums(sums.add(f).cast::<[V; 8]>().read(), product.place(row + t, feature + f));
-                        f += 8;
-                    }
-                    while f < features {
-                        product.place(row + t, feature + f).write(sums.add(f).read().sum());
-                        f += 1;
-                    }
                 }
             }
             feature += features;
@@ -437,6 +425,11 @@ struct Piece<V> {
     sums: *mut V,
     /// Nothing was accumulated yet.
     first: bool,
+    /// Nothing is accumulated after it: the results are due.
+    last: bool,
+    /// The first row's result of the first feature.
+    out: *mut f32,
+    out_stride: usize,
 }
 
 /// # Safety
@@ -526,9 +519,24 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
                 }
             }
         }
-        for r in 0..R {
-            for t in 0..T {
-                kept.add(t * FEATURES + r).write(sums[r][t]);
+        if !piece.last {
+            for r in 0..R {
+                for t in 0..T {
+                    kept.add(t * FEATURES + r).write(sums[r][t]);
+                }
+            }
+            return;
+        }
+        let out = piece.out.add(row * piece.out_stride + feature);
+        for first in (0..R * T).step_by(8) {
+            let mut eight = [V::splat(0.0); 8];
+            for at in first..(first + 8).min(R * T) {
+                eight[at - first] = sums[at % R][at / R];
+            }
+            let mut results = [0.0; 8];
+            V::store_sums(eight, results.as_mut_ptr());
+            for at in first..(first + 8).min(R * T) {
+                out.add(at / R * piece.out_stride + at % R).write(results[at - first]);
             }
         }
     }

@@ -183,7 +183,13 @@ unsafe fn run<V: Lanes, E: Element>(part: &Part) {
             tile_points::<V>(part, some.clone(), of_tiles, tile_stride);
             for panel in 0..panels {
                 let first = part.features.start + panel * 2 * V::N;
-                turned_taps::<V, E>(part, first, some.clone(), taps);
+                // What is wanted after this.
+                let next = if panel + 1 < panels {
+                    (first + 2 * V::N, some.start)
+                } else {
+                    (part.features.start, some.end % channels)
+                };
+                turned_taps::<V, E>(part, first, some.clone(), next, taps);
                 for line in 0..REACH {
                     kernel_points::<V>(line, some.len(), taps, of_kernel);
                     for x in 0..REACH {
@@ -296,15 +302,25 @@ unsafe fn brought<V: Lanes>([a, b, c, d, e, f]: [V; REACH]) -> [V; REACH] {
 }
 
 /// The taps of the kernels of `2 * V::N` features for some channels: `[tap][channel][2 * V::N]`, taps [`kernel_stride`]
-/// apart.
+/// apart. The taps of the feature and channel `next` and of those behind them are asked for: they lie a few lines here and
+/// there, which no processor foresees.
 ///
 /// # Safety
 /// `to` is valid for all of them and `8 * CHANNELS` floats more; the features and channels are the part's, the channels a
 /// multiple of 8.
 #[inline(always)]
-unsafe fn turned_taps<V: Lanes, E: Element>(part: &Part, first: usize, channels: Range<usize>, to: *mut f32) {
+unsafe fn turned_taps<V: Lanes, E: Element>(
+    part: &Part,
+    first: usize,
+    channels: Range<usize>,
+    next: (usize, usize),
+    to: *mut f32,
+) {
     let all = part.slid.zeros.len();
     let row_bytes = TAPS * all * E::BYTES;
+    let place = |feature: usize, tap: usize, channel: usize| {
+        part.slid.w.as_ptr().wrapping_add(feature * row_bytes + (tap * all + channel) * E::BYTES)
+    };
     // SAFETY: the caller's contract.
     unsafe {
         let rows = to.add(TAPS * kernel_stride::<V>());
@@ -312,10 +328,13 @@ unsafe fn turned_taps<V: Lanes, E: Element>(part: &Part, first: usize, channels:
             for tap in 0..TAPS {
                 // Eight features side by side, channel by channel.
                 for f in 0..8 {
-                    let from = (tap * all + channels.start) * E::BYTES;
-                    let from = part.slid.w.as_ptr().add((first + eight + f) * row_bytes + from);
+                    let from = place(first + eight + f, tap, channels.start);
                     for c in (0..channels.len()).step_by(V::N) {
                         E::load::<V>(from.add(c * E::BYTES)).store(rows.add(f * CHANNELS + c));
+                    }
+                    let next = place(next.0 + eight + f, tap, next.1);
+                    for byte in (0..channels.len() * E::BYTES).step_by(64) {
+                        V::prefetch(next.wrapping_add(byte));
                     }
                 }
                 let turned = to.add(tap * kernel_stride::<V>() + eight);
