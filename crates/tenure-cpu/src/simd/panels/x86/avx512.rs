@@ -85,12 +85,12 @@ unsafe fn avx512_rows<K: Kind, const P: usize, const N: usize>(
                 for b in first..first + f.together() {
                     let at = acts.add(column * blocks + b);
                     if stream {
-                        let share = f.stride() / blocks;
+                        let share = P * f.stride() / blocks;
+                        // Several rows are with these panels for long enough to bring the next ones.
+                        let distance = if N == 1 { ahead(f) } else { P * bytes };
+                        let next = panels.as_ptr().wrapping_add((column * blocks + b) * share + distance);
                         for line in (0..share).step_by(64) {
-                            for p in 0..P {
-                                let line = piece.wrapping_add(p * bytes + b * share + line + ahead(f));
-                                _mm_prefetch::<_MM_HINT_T0>(line.cast());
-                            }
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line).cast());
                         }
                     }
                     let from = [piece.add(b * f.planes()), trailer];
