@@ -83,8 +83,9 @@ pub const MOST_SIZE: usize = 3;
 
 /// Rows from which on weights are converted once for all of them.
 const CONVERT_FROM: usize = 6;
-/// Rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
-const ROWS: usize = 96;
+/// The most rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
+/// Processors with narrow vectors have half as much of it, and get half as many.
+const ROWS: usize = 192;
 /// The most features whose weights are converted together.
 const FEATURES: usize = 16;
 /// Features whose converted weights stay in the first-level cache while all rows pass.
@@ -324,7 +325,7 @@ unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
 }
 
 /// A piece of the weights as `f32`, where the rows are that it is multiplied with, and the accumulators of all products:
-/// 97 to 147 KiB of the stack.
+/// 150 to 250 KiB of the stack.
 #[repr(C, align(64))]
 struct Room<V> {
     w: MaybeUninit<[[f32; COLS]; FEATURES]>,
@@ -332,7 +333,7 @@ struct Room<V> {
     sums: MaybeUninit<[[V; FEATURES]; ROWS]>,
 }
 
-/// All features for all rows, each piece of the weights converted once for `ROWS` rows.
+/// All features for all rows, each piece of the weights converted once for up to `ROWS` rows.
 ///
 /// # Safety
 /// As for [`matmul`].
@@ -347,9 +348,12 @@ unsafe fn converted<V: Lanes>(product: &Product) {
     let side_by_side = (COLS / width).clamp(1, product.taps);
     // Long rows do not stay in the cache as a whole: each piece of them is used for more features then.
     let together = if product.cols > 2 * COLS { FEATURES } else { GROUP };
+    let most = if V::WIDE { ROWS } else { ROWS / 2 };
+    // Equal shares, in whole tiles.
+    let share = product.rows.div_ceil(product.rows.div_ceil(most).max(1)).next_multiple_of(6);
     let mut row = 0;
     while row < product.rows {
-        let rows = ROWS.min(product.rows - row);
+        let rows = share.min(product.rows - row);
         // SAFETY: so many rows are left, and there are no more taps than there is room for.
         unsafe { product.places(row, rows, places) };
         let mut feature = 0;
@@ -362,16 +366,24 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                 // SAFETY: the piece lies inside the product and fits the room; the tiles read what was converted, and
                 // accumulators only from the second piece on; they write results inside the product.
                 unsafe {
+                    let last = tap + taps == product.taps && col + cols == product.cols;
                     for f in 0..features {
                         for i in 0..taps {
                             let (from, to) = (product.weight(feature + f), w.add(f * COLS + i * width));
-                            let col = (tap + i) * product.cols + col;
-                            with_element!(product.float, E => convert::<V, E>(from, col, cols, to));
+                            let at = (tap + i) * product.cols + col;
+                            // The same place of the next piece: of these features, or of the first one of the next.
+                            let next = if last {
+                                (from.wrapping_add(features * product.row_bytes), i * product.cols)
+                            } else if taps == 1 {
+                                (from, at + cols)
+                            } else {
+                                (from, at + taps * product.cols)
+                            };
+                            with_element!(product.float, E => convert::<V, E>(from, at, cols, next, to));
                         }
                     }
                     let x = places.add(tap * ROWS);
                     let first = tap == 0 && col == 0;
-                    let last = tap + taps == product.taps && col + cols == product.cols;
                     let (out, out_stride) = (product.place(row, feature), product.out.stride);
                     let piece = Piece { w, x, taps, width, col, cols, sums, first, last, out, out_stride };
                     let mut first = 0;
@@ -391,15 +403,26 @@ unsafe fn converted<V: Lanes>(product: &Product) {
     }
 }
 
-/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors.
+/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors, and asks for as many of
+/// row and element `next`, which may be anywhere.
 ///
 /// # Safety
 /// The row is valid for `col + cols` elements, `to` for `COLS`; `cols <= COLS`.
 #[inline(always)]
-unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize, to: *mut f32) {
+unsafe fn convert<V: Lanes, E: Element>(
+    row: *const u8,
+    col: usize,
+    cols: usize,
+    next: (*const u8, usize),
+    to: *mut f32,
+) {
     let mut i = 0;
     // SAFETY: below `cols`; the padding ends at a multiple of the vector's size, which divides `COLS`.
     unsafe {
+        let next = next.0.wrapping_add(next.1 * E::BYTES);
+        for byte in (0..cols * E::BYTES).step_by(64) {
+            V::prefetch(next.wrapping_add(byte));
+        }
         let from = row.add(col * E::BYTES);
         while i + V::N <= cols {
             E::load::<V>(from.add(i * E::BYTES)).store(to.add(i));
