@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Writes the tables of README.md from records in benches/record: table.py RECORD.json [RECORD.json ...]
 
-Records of compare.py make the table of speeds, one of agree.py that of exactness, one of images.py that of images.
+Records of compare.py make the tables of speeds, one for each machine, those of images.py the tables of images, and those of agree.py that
+of exactness.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -23,18 +25,19 @@ def rows(record: dict) -> list[str]:
     return lines
 
 
+def where(record: dict) -> str:
+    machine = record["machine"]
+    return (f"{machine['cpu']} (family {machine['cpu_family_model'].split('/')[0]}), {machine['cores']} cores, {', '.join(machine['flags'])}; "
+            f"{record['settings']['threads']} threads; {record['date'][:10]}")
+
+
 def speeds(records: list[dict]) -> list[str]:
-    machine, settings = records[0]["machine"], records[0]["settings"]
-    return [
-        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; {settings['threads']} threads; "
-        f"{records[0]['date'][:10]}. Tokens per second, medians of interleaved rounds; llama.cpp with the better of its "
-        "flash attention on and off. `pp512`: a prompt of so many tokens; `tg128`: so many tokens one by one; `x8`: for 8 "
-        "sequences at once; `@ d4096`: behind 4,096 others.",
-        "",
-        "| file | test | Tenure | llama.cpp | ratio |",
-        "| --- | --- | ---: | ---: | ---: |",
-        *(row for record in records for row in rows(record)),
-    ]
+    lines = ["Tokens per second, medians of interleaved rounds; llama.cpp, built for the machine, with the better of its flash attention on and "
+             "off. `pp512`: a prompt of so many tokens; `tg128`: so many tokens one by one; `x8`: for 8 sequences at once; `@ d4096`: behind 4,096 others."]
+    for place, here in itertools.groupby(records, where):
+        lines += ["", f"{place}:", "", "| file | test | Tenure | llama.cpp | ratio |", "| --- | --- | ---: | ---: | ---: |"]
+        lines += [row for record in here for row in rows(record)]
+    return lines
 
 
 def exactness(records: list[dict]) -> list[str]:
@@ -49,25 +52,21 @@ def exactness(records: list[dict]) -> list[str]:
     return lines
 
 
-def images(record: dict) -> list[str]:
-    machine, settings, phases = record["machine"], record["settings"], record["results"][:-1]
-    sides = list(next(phase for phase in phases if phase["phase"] == "unet")["seconds"])
+def images(records: list[dict]) -> list[str]:
+    lines = ["Seconds, and in brackets the part of the f32 multiply-adds that the processor can do; medians of interleaved rounds (stable-diffusion.cpp: one); Stable "
+             "Diffusion 1.5's shapes with random weights, 512x512. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
+             "filtering, and blocks of 8 bits (q8_0) are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all."]
     cells = lambda values: "".join(f" {value} |" for value in values)
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['flags'])}; {settings['threads']} threads; {record['date'][:10]}. Seconds, and in "
-        f"brackets the part of the f32 multiply-adds that the processor can do; medians of {settings['rounds']} interleaved rounds (stable-diffusion.cpp: one); "
-        f"Stable Diffusion 1.5's shapes with random weights, {settings['size']}. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
-        "filtering, and blocks of 8 bits (q8_0) are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all.",
-        "",
-        f"| |{cells(sides)}",
-        f"| --- |{cells('---:' for _ in sides)}",
-    ]
-    for phase in phases:
-        fraction = phase["bound_fraction"]
-        cell = lambda side: f"{phase['seconds'][side]:.2f}" + (f" ({fraction[side]:.2f})" if side in fraction else "")
-        lines.append(f"| {PHASES[phase['phase']]} |" + cells(cell(side) if side in phase["seconds"] else "" for side in sides))
-    peaks = record["results"][-1]["peak_bytes"]
-    lines.append("| peak memory of one picture, GB |" + cells(f"{peaks[side] / 1e9:.2f}" for side in sides))
+    for record in records:
+        phases = record["results"][:-1]
+        sides = list(next(phase for phase in phases if phase["phase"] == "unet")["seconds"])
+        lines += ["", f"{where(record)}:", "", f"| |{cells(sides)}", f"| --- |{cells('---:' for _ in sides)}"]
+        for phase in phases:
+            fraction = phase["bound_fraction"]
+            cell = lambda side: f"{phase['seconds'][side]:.2f}" + (f" ({fraction[side]:.2f})" if side in fraction else "")
+            lines.append(f"| {PHASES[phase['phase']]} |" + cells(cell(side) if side in phase["seconds"] else "" for side in sides))
+        peaks = record["results"][-1]["peak_bytes"]
+        lines.append("| peak memory of one picture, GB |" + cells(f"{peaks[side] / 1e9:.2f}" for side in sides))
     return lines
 
 
@@ -89,8 +88,8 @@ def main() -> int:
     drawn = [record for record in records if "size" in record["settings"]]
     agreed = [record for record in records if "greedy" in record["settings"]]
     compared = [record for record in records if record not in agreed + drawn]
-    for record in drawn:
-        text = replace(text, IMAGES, images(record))
+    if drawn:
+        text = replace(text, IMAGES, images(drawn))
     if compared:
         text = replace(text, SPEEDS, speeds(compared))
     if agreed:
