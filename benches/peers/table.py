@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the tables of README.md from records in benches/record: table.py RECORD.json [RECORD.json ...]
 
-Records of compare.py make the tables of speeds, one for each machine, those of images.py the tables of images, and those of agree.py that
+Records of compare.py make the tables of speeds, one for each machine and day, those of images.py the tables of images, and those of agree.py that
 of exactness.
 """
 
@@ -34,7 +34,7 @@ def where(record: dict) -> str:
 def speeds(records: list[dict]) -> list[str]:
     lines = ["Tokens per second, medians of interleaved rounds; llama.cpp, built for the machine, with the better of its flash attention on and "
              "off. `pp512`: a prompt of so many tokens; `tg128`: so many tokens one by one; `x8`: for 8 sequences at once; `@ d4096`: behind 4,096 others."]
-    for place, here in itertools.groupby(records, where):
+    for place, here in itertools.groupby(sorted(records, key=where), where):
         lines += ["", f"{place}:", "", "| file | test | Tenure | llama.cpp | ratio |", "| --- | --- | ---: | ---: | ---: |"]
         lines += [row for record in here for row in rows(record)]
     return lines
@@ -54,13 +54,13 @@ def exactness(records: list[dict]) -> list[str]:
 
 def images(records: list[dict]) -> list[str]:
     lines = ["Seconds, and in brackets the part of the f32 multiply-adds that the processor can do; medians of interleaved rounds (stable-diffusion.cpp: one); Stable "
-             "Diffusion 1.5's shapes with random weights, 512x512. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
+             "Diffusion 1.5's shapes with random weights. Multiplications are counted by the definitions; kernels of 3 x 3 need fewer by Winograd's "
              "filtering, and blocks of 8 bits (q8_0) are multiplied in integers. The peers run with their defaults. Peak memory: ours with each network in memory while it is used, theirs with all."]
     cells = lambda values: "".join(f" {value} |" for value in values)
     for record in records:
         phases = record["results"][:-1]
         sides = list(next(phase for phase in phases if phase["phase"] == "unet")["seconds"])
-        lines += ["", f"{where(record)}:", "", f"| |{cells(sides)}", f"| --- |{cells('---:' for _ in sides)}"]
+        lines += ["", f"{where(record)}; {record['settings']['size']}, {record['settings']['rounds']} rounds:", "", f"| |{cells(sides)}", f"| --- |{cells('---:' for _ in sides)}"]
         for phase in phases:
             fraction = phase["bound_fraction"]
             cell = lambda side: f"{phase['seconds'][side]:.2f}" + (f" ({fraction[side]:.2f})" if side in fraction else "")

@@ -389,7 +389,9 @@ impl Run<'_> {
     fn matmuls(&self, ops: &[MatMulOp], member: Member<'_>, claims: &Claims) {
         let (total, runs) = (self.matmul_units(ops), self.row_runs(ops));
         let run_rows = self.most_rows(ops).div_ceil(runs);
-        let most = claim_size(total, member.count);
+        // Several rows pass faster through panels that are taken together.
+        let whole = if run_rows > 1 { panels::TOGETHER } else { 1 };
+        let most = claim_size(total, member.count).next_multiple_of(whole);
         while let Some(claimed) = claims.claim(member.index, most) {
             let (mut at, mut left) = (claimed.start, claimed.len());
             while left > 0 {

@@ -32,7 +32,7 @@ macro_rules! without_panels {
 /// Rows of a panel.
 pub const ROWS: usize = 16;
 /// Panels that AVX-512's kernels take at once: each activation that is read meets two lines.
-const TOGETHER: usize = 2;
+pub const TOGETHER: usize = 2;
 /// Columns of a block column.
 pub const BLOCK: usize = 32;
 /// Columns that share a scale of weights where blocks of 32 have two.

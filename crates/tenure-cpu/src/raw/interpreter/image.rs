@@ -13,7 +13,7 @@ use crate::simd::float::{self, Out, winograd};
 
 use super::{Interpreter, Run};
 
-/// Rows of a convolution that are claimed together: as many as a converted piece of the weights serves.
+/// Rows of a convolution that are claimed together: enough for a converted piece of the weights, and few enough for a team.
 const CONV_ROWS: usize = 96;
 /// Features of a convolution that are claimed together, where its rows alone do not busy the team.
 const CONV_FEATURES: usize = 64;

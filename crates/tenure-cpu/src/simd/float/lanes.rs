@@ -102,7 +102,7 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
-    /// e^self within about one unit in the last place, for what is not above 0; 0 where that is no normal number.
+    /// e^self within about one unit in the last place, for what is not above 0; below all normal numbers it may be 0.
     #[inline(always)]
     unsafe fn exp_of_negative(self) -> Self {
         // SAFETY: arithmetic only; the caller vouches for the instruction set.

@@ -183,7 +183,7 @@ unsafe fn run<V: Lanes, E: Element>(part: &Part) {
             tile_points::<V>(part, some.clone(), of_tiles, tile_stride);
             for panel in 0..panels {
                 let first = part.features.start + panel * 2 * V::N;
-                // What is wanted after this.
+                // What is wanted after this, of this part.
                 let next = if panel + 1 < panels {
                     (first + 2 * V::N, some.start)
                 } else {
@@ -307,7 +307,7 @@ unsafe fn brought<V: Lanes>([a, b, c, d, e, f]: [V; REACH]) -> [V; REACH] {
 ///
 /// # Safety
 /// `to` is valid for all of them and `8 * CHANNELS` floats more; the features and channels are the part's, the channels a
-/// multiple of 8.
+/// multiple of 8 and of the vector's size.
 #[inline(always)]
 unsafe fn turned_taps<V: Lanes, E: Element>(
     part: &Part,
@@ -318,9 +318,7 @@ unsafe fn turned_taps<V: Lanes, E: Element>(
 ) {
     let all = part.slid.zeros.len();
     let row_bytes = TAPS * all * E::BYTES;
-    let place = |feature: usize, tap: usize, channel: usize| {
-        part.slid.w.as_ptr().wrapping_add(feature * row_bytes + (tap * all + channel) * E::BYTES)
-    };
+    let offset = |feature: usize, tap: usize, channel: usize| feature * row_bytes + (tap * all + channel) * E::BYTES;
     // SAFETY: the caller's contract.
     unsafe {
         let rows = to.add(TAPS * kernel_stride::<V>());
@@ -328,11 +326,11 @@ unsafe fn turned_taps<V: Lanes, E: Element>(
             for tap in 0..TAPS {
                 // Eight features side by side, channel by channel.
                 for f in 0..8 {
-                    let from = place(first + eight + f, tap, channels.start);
+                    let from = part.slid.w.as_ptr().add(offset(first + eight + f, tap, channels.start));
                     for c in (0..channels.len()).step_by(V::N) {
                         E::load::<V>(from.add(c * E::BYTES)).store(rows.add(f * CHANNELS + c));
                     }
-                    let next = place(next.0 + eight + f, tap, next.1);
+                    let next = part.slid.w.as_ptr().wrapping_add(offset(next.0 + eight + f, tap, next.1));
                     for byte in (0..channels.len() * E::BYTES).step_by(64) {
                         V::prefetch(next.wrapping_add(byte));
                     }

@@ -50,7 +50,7 @@ macro_rules! kinds {
             }
         }
 
-        /// One panel or [`TOGETHER`] of `bytes` each.
+        /// Up to [`TOGETHER`](super::TOGETHER) panels of `bytes` each, one behind the other.
         ///
         /// # Safety
         /// As for [`super::matmul`]; the processor has AVX-512 F, BW, VL, DQ and VNNI.

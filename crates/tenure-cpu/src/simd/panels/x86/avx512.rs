@@ -6,14 +6,14 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::super::{Act, BLOCK, Format, ROWS, Scales, Values};
+use super::super::{Act, BLOCK, Format, ROWS, Scales, TOGETHER, Values};
 use super::{Kind, ahead, has_steps, less, parts, signed, sum, sum_in_units};
 use crate::simd::float::Out;
 
 /// Rows from which on six are taken together where registers suffice.
 const SIX_FROM: usize = 12;
 
-/// One panel or two beside each other, `bytes` each.
+/// Up to [`TOGETHER`] panels of `bytes` each, one behind the other.
 ///
 /// # Safety
 /// See [`avx512`].
@@ -22,8 +22,8 @@ const SIX_FROM: usize = 12;
 pub(super) unsafe fn avx512_panels<K: Kind>(panels: &[u8], bytes: usize, cols: usize, acts: &[Act], out: Out) {
     // SAFETY: the caller's promise.
     unsafe {
-        if panels.len() > bytes && acts.len() > cols / BLOCK {
-            return avx512_all_rows::<K, 2>(panels, bytes, cols, acts, out);
+        if panels.len() == TOGETHER * bytes && acts.len() > cols / BLOCK {
+            return avx512_all_rows::<K, TOGETHER>(panels, bytes, cols, acts, out);
         }
         for (index, panel) in panels.chunks(bytes).enumerate() {
             let first = index * ROWS;
