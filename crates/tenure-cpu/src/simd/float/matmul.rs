@@ -371,13 +371,12 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                         for i in 0..taps {
                             let (from, to) = (product.weight(feature + f), w.add(f * COLS + i * width));
                             let at = (tap + i) * product.cols + col;
-                            // About where the next piece begins: of these features, or of the next ones.
+                            // About where the next piece begins: of the next features, or of these. Of several taps
+                            // a piece has all columns.
                             let next = if last {
                                 (from.wrapping_add(features * product.row_bytes), i * product.cols)
-                            } else if taps == 1 {
-                                (from, at + cols)
                             } else {
-                                (from, at + taps * product.cols)
+                                (from, at + taps * cols)
                             };
                             with_element!(product.float, E => convert::<V, E>(from, at, cols, next, to));
                         }

@@ -45,14 +45,14 @@ unsafe fn avx512_all_rows<K: Kind, const P: usize>(panels: &[u8], bytes: usize, 
     unsafe {
         while row < rows {
             let acts = acts.as_ptr().add(row * per_row);
-            let out = Out { base: out.base.add(row * out.stride), ..out };
+            let (out, stream) = (Out { base: out.base.add(row * out.stride), ..out }, row == 0);
             row += match rows - row {
-                1 => avx512_rows::<K, P, 1>(panels, bytes, per_row, acts, out, row == 0),
-                2 | 3 => avx512_rows::<K, P, 2>(panels, bytes, per_row, acts, out, row == 0),
+                1 => avx512_rows::<K, P, 1>(panels, bytes, per_row, acts, out, stream),
+                2 | 3 => avx512_rows::<K, P, 2>(panels, bytes, per_row, acts, out, stream),
                 left if left >= SIX_FROM && !has_steps(K::FORMAT) => {
-                    avx512_rows::<K, P, 6>(panels, bytes, per_row, acts, out, row == 0)
+                    avx512_rows::<K, P, 6>(panels, bytes, per_row, acts, out, stream)
                 }
-                _ => avx512_rows::<K, P, 4>(panels, bytes, per_row, acts, out, row == 0),
+                _ => avx512_rows::<K, P, 4>(panels, bytes, per_row, acts, out, stream),
             };
         }
     }
@@ -98,15 +98,17 @@ unsafe fn avx512_rows<K: Kind, const P: usize, const N: usize>(
                     if parts(f) == 2 {
                         add_part::<K, P, N, 1>(from, bytes, b, at, per_row, &mut dots);
                     }
-                    for part in 0..if f.has_min() { parts(f) } else { 0 } {
-                        let mut min = [_mm512_setzero_ps(); P];
-                        for p in 0..P {
-                            min[p] = min_avx512(f, trailer.add(p * bytes), b, part);
-                        }
-                        for n in 0..N {
-                            let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
+                    if f.has_min() {
+                        for part in 0..parts(f) {
+                            let mut min = [_mm512_setzero_ps(); P];
                             for p in 0..P {
-                                sums[p][n] = _mm512_fmadd_ps(min[p], sum, sums[p][n]);
+                                min[p] = min_avx512(f, trailer.add(p * bytes), b, part);
+                            }
+                            for n in 0..N {
+                                let sum = _mm512_set1_ps(sum(f, &*at.add(n * per_row), part));
+                                for p in 0..P {
+                                    sums[p][n] = _mm512_fmadd_ps(min[p], sum, sums[p][n]);
+                                }
                             }
                         }
                     }
