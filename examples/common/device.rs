@@ -102,7 +102,7 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
             if let Some(free) = device.free {
                 write!(out, ", {free} free")?;
             }
-            writeln!(out, "  {}  {} kernels", device.features, device.features.kernels())?;
+            writeln!(out, "  {}  {} kernels", device.features, device.kernels())?;
         }
         if let Some(none) = &none {
             writeln!(out, "no GPU: {none}")?;
@@ -120,7 +120,7 @@ pub fn list_devices(json: bool) -> Result<Value, Refusal> {
                 "memory_bytes": device.memory.get(),
                 "free_bytes": device.free.map(ByteSize::get),
                 "features": device.features.to_string(),
-                "kernels": device.features.kernels().to_string(),
+                "kernels": device.kernels().to_string(),
             })
         })
         .collect();

@@ -14,6 +14,20 @@ pub struct Gpu {
     log: ValidationLog,
 }
 
+/// The first Vulkan device with cooperative matrices in use, where it has some; else says so.
+///
+/// # Panics
+/// When it has none although the environment has `TENURE_COOPERATIVE`, as where CI runs a driver that is chosen for them.
+pub fn cooperative() -> Option<Caps> {
+    let first = tenure_vulkan::devices().ok().and_then(|found| found.into_iter().next());
+    let has = first.is_some_and(|device| device.features.cooperative_matrix.is_some());
+    if !has {
+        assert!(std::env::var_os("TENURE_COOPERATIVE").is_none(), "this driver must have cooperative matrices");
+        eprintln!("NOT TESTED: the first Vulkan device has no cooperative matrices");
+    }
+    has.then(|| Caps { cooperative_matrix: Some(true), ..Caps::default() })
+}
+
 impl Gpu {
     /// The first Vulkan device, watched over by the validation layer, with the fastest kernels that it and `caps` allow.
     /// On a machine without either, says so and gives `None`; a test calls it off then. Where the environment has `CI`,
@@ -34,7 +48,11 @@ impl Gpu {
         let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
         match Vulkan::open_failing(&options, driver) {
             Ok(backend) => {
-                let fastest = backend.info().features.kernels();
+                let fastest = match (backend.info().features.cooperative_matrix, caps.cooperative_matrix) {
+                    (Some(_), Some(true)) => KernelSet::Cooperative,
+                    (Some(_), Some(false)) => KernelSet::Subgroup,
+                    (_, _) => backend.info().kernels(),
+                };
                 let expected = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { fastest };
                 assert_eq!(backend.kernels(), expected);
                 Some(Gpu { backend: Arc::new(backend), log })

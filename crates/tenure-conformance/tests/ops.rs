@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tenure_conformance::checks::soon;
-use tenure_conformance::{Bound, Gpu, POISON, Poisoned, bind_with_cache};
+use tenure_conformance::{Bound, Gpu, POISON, Poisoned, bind_with_cache, cooperative};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::{Cpu, CpuOptions};
 use tenure_device::{Backend, Lease, MOST_TOP, Program, RunError, StepInputs, StepRows, Wanted};
@@ -16,7 +16,7 @@ use tenure_graph::{
     WeightCatalog, Yarn,
 };
 use tenure_tensor::{ByteSize, DType, Shape, TensorSpec, codec};
-use tenure_vulkan::Caps;
+use tenure_vulkan::{Caps, KernelSet};
 
 /// Weights by name.
 #[derive(Default)]
@@ -227,6 +227,10 @@ impl Pair {
         gpu.expect("open until now").close();
     }
 
+    fn kernels(&self) -> KernelSet {
+        self.gpu.as_ref().expect("open until closed").backend.kernels()
+    }
+
     fn on_gpu(&self, what: &str, plan: &Arc<Plan>, file: &File, kv: KvType, steps: &[Rows]) -> Vec<Vec<f32>> {
         let Bound { mut program, weights, kv, arena } = bind(&self.poisoned, plan, file, kv);
         let gpu = self.gpu.as_ref().expect("open until closed");
@@ -329,7 +333,7 @@ fn sentinels_see_what_a_step_should_not_have_written() {
 
 #[test]
 fn products_of_every_format() {
-    for caps in variants(8 << 10) {
+    for caps in variants(8 << 10).into_iter().chain(cooperative()) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(1);
         for dtype in computed() {
@@ -357,12 +361,56 @@ fn products_of_every_format() {
                         })
                         .collect();
                     let what = format!("{dtype} [{n}, {k}]");
-                    close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, 2e-6);
+                    // Cooperative matrices are of f16.
+                    let rounds = pair.kernels() == KernelSet::Cooperative && dtype != DType::F32;
+                    let bound = if rounds { 1e-3 } else { 2e-6 };
+                    close(&what, &pair.on_gpu(&what, &plan, &file, KvType::F32, &steps), &want, bound);
                 }
             }
         }
         pair.close();
     }
+}
+
+/// Rows far beyond f16 on both sides, one by one as exact as others, and one with a number that is none.
+#[test]
+fn products_by_cooperative_matrices_take_rows_of_any_size() {
+    let Some(caps) = cooperative() else { return };
+    let Some(pair) = Pair::open(caps) else { return };
+    let (mut random, n) = (Random(11), 70);
+    for (dtype, k) in [(DType::F16, 100), (DType::BF16, 33), (DType::Q8_0, 96), (DType::Q4K, 512)] {
+        let mut file = File::default();
+        let mut x: Vec<f32> = (0..VOCAB * k).map(|_| random.normal()).collect();
+        for (token, row) in x.chunks_exact_mut(k).enumerate() {
+            let size = 10f32.powi(2 * token as i32 - 36);
+            row.iter_mut().for_each(|x| *x *= size);
+        }
+        x[5 * k + k / 2] = f32::NAN;
+        let bytes = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let spec = TensorSpec { name: "table".to_owned(), dtype: DType::F32, shape: Shape::from([VOCAB, k]) };
+        file.0.insert("table".to_owned(), (spec, bytes));
+        let w = file.put("w", dtype, Shape::from([n, k]), &mut random);
+        let plan = Arc::new(plan(&file, shape(260), k, |g, x| g.matmul(x, g.matrix("w", n, k), None)));
+        let many = Rows::run(130, 0).and(Rows::run(130, 3).of(1));
+        for step in [Rows::run(9, 0), Rows::run(127, 1), Rows::run(129, 2), many] {
+            let what = format!("{dtype}, {} rows", step.tokens.len());
+            let got = pair.on_gpu(&what, &plan, &file, KvType::F32, std::slice::from_ref(&step));
+            for (got, &token) in got.iter().zip(&step.tokens) {
+                let x = &x[token as usize * k..][..k];
+                if token == 5 {
+                    assert!(got.iter().all(|x| x.is_nan()), "{what}");
+                    continue;
+                }
+                let size = x.iter().fold(0.0, |most: f64, x| most.max(f64::from(x.abs())));
+                for (n, (&got, w)) in got.iter().zip(w.chunks_exact(k)).enumerate() {
+                    let want: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                    let error = (f64::from(got) - want).abs() / (size * (k as f64).sqrt());
+                    assert!(error < 1e-3, "{what}: token {token}, feature {n}: {got} instead of {want}");
+                }
+            }
+        }
+    }
+    pair.close();
 }
 
 #[test]

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::vulkan::Caps;
+use tenure::vulkan::{Caps, KernelSet};
 use tenure::{
     ByteSize, Cancel, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, Stop, Text, TextOptions, Wanted,
     WeightStore,
 };
 use tenure_conformance::checks::{PROMPT, load, nmse, same_bits, soon, whole_life};
-use tenure_conformance::{Faulty, Gpu, Poisoned, checks, fixture, goldens};
+use tenure_conformance::{Faulty, Gpu, Poisoned, checks, cooperative, fixture, goldens};
 use tenure_device::Backend;
 
 fn engine(backend: Arc<dyn Backend>) -> Engine {
@@ -27,13 +27,15 @@ fn lesser() -> Caps {
     }
 }
 
-/// Nothing is quantised but the weights themselves, whose blocks the truth has too, so only rounding is left.
+/// Nothing is quantised but the weights themselves, whose blocks the truth has too, so only rounding is left; to f16, of
+/// what cooperative matrices multiply.
 #[test]
 fn logits_and_greedy_tokens_agree_with_the_truth() {
-    for caps in [Caps::default(), lesser()] {
+    for caps in [Caps::default(), lesser()].into_iter().chain(cooperative()) {
         let Some(gpu) = Gpu::open(caps) else { return };
         let engine = engine(Arc::new(Poisoned::new(gpu.backend.clone())));
-        checks::truth(&engine, |_| 1e-9);
+        let bound = if gpu.backend.kernels() == KernelSet::Cooperative { 1e-5 } else { 1e-9 };
+        checks::truth(&engine, |_| bound);
         drop(engine);
         gpu.close();
     }

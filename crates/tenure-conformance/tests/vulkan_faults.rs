@@ -21,6 +21,7 @@ const LESSER: Caps = Caps {
     allocation: None,
     work: None,
     no_subgroup_arithmetic: false,
+    cooperative_matrix: None,
 };
 /// What is more than any wait here needs on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use tenure_graph::{KvLayer, KvType, Plan, WeightUse};
 use tenure_tensor::ByteSize;
 
 use crate::attention::scratch_bytes;
-use crate::devices::{DeviceInfo, DeviceSelector};
+use crate::devices::{DeviceInfo, DeviceKind, DeviceSelector};
 use crate::error::VulkanError;
 use crate::exchange::Exchange;
 use crate::explain::kernels_within;
@@ -52,12 +52,27 @@ pub struct Caps {
     pub no_mapped_memory: bool,
     /// Kernels are the plain ones: no arithmetic across subgroups.
     pub no_subgroup_arithmetic: bool,
+    /// Whether cooperative matrices are used where there are some, for products of many rows; weights and activations are
+    /// rounded to f16 for them. `None`: on GPUs, for a processor gains nothing by them.
+    pub cooperative_matrix: Option<bool>,
     /// The most bytes of weights, values or caches behind one binding.
     pub binding: Option<ByteSize>,
     /// The most bytes of one allocation.
     pub allocation: Option<ByteSize>,
     /// The most multiplications of one submission; `None`: what a slow device does before its driver loses patience.
     pub work: Option<u64>,
+}
+
+impl Caps {
+    /// The kernels that a device runs under these.
+    pub(crate) fn kernels(&self, info: &DeviceInfo) -> KernelSet {
+        let cooperative = self.cooperative_matrix.unwrap_or(info.kind != DeviceKind::Cpu);
+        match KernelSet::of(&info.features) {
+            _ if self.no_subgroup_arithmetic => KernelSet::Plain,
+            KernelSet::Cooperative if !cooperative => KernelSet::Subgroup,
+            fastest => fastest,
+        }
+    }
 }
 
 /// The Vulkan backend: one open device.
@@ -197,7 +212,12 @@ impl Shared {
     /// What bounds a dispatch. A binding begins a little before what it is to show.
     pub(crate) fn bounds(&self) -> Bounds {
         let limits = &self.gpu.limits;
-        Bounds { window: limits.window.saturating_sub(limits.align), groups: limits.groups, work: limits.work }
+        Bounds {
+            window: limits.window.saturating_sub(limits.align),
+            groups: limits.groups,
+            work: limits.work,
+            cooperative: self.gpu.cooperative(),
+        }
     }
 
     /// Whether the device is there at all.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use tenure_tensor::ByteSize;
 
+use crate::backend::Caps;
 use crate::error::VulkanError;
 use crate::kernel::KernelSet;
 use crate::raw::instance::Instance;
@@ -39,6 +40,13 @@ pub struct DeviceInfo {
     pub features: Features,
 }
 
+impl DeviceInfo {
+    /// Which variants of the kernels such a device runs.
+    pub fn kernels(&self) -> KernelSet {
+        Caps::default().kernels(self)
+    }
+}
+
 /// A sort of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
@@ -66,17 +74,46 @@ pub struct Features {
     pub float16: bool,
     pub int8: bool,
     pub integer_dot: bool,
-    pub cooperative_matrix: bool,
+    /// The shape of cooperative matrices that kernels take, where all that they need is there.
+    pub cooperative_matrix: Option<CooperativeMatrix>,
     pub subgroup_size: u32,
     pub subgroup_arithmetic: bool,
 }
 
-impl Features {
-    /// Which variants of the kernels such a device runs.
-    pub fn kernels(&self) -> KernelSet {
-        KernelSet::of(self)
+/// A shape of cooperative matrices, `m` rows by `k` times `k` by `n` columns: f16 with sums in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are Vulkan's.
+pub struct CooperativeMatrix {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    /// Invocations of the subgroups that have them.
+    pub subgroup_size: u32,
+}
+
+impl CooperativeMatrix {
+    /// Whether `matmul_cooperative` can be made of such matrices: subgroups share out its tile of 128 rows by 64 features
+    /// in blocks two matrices wide, and each leaves the sums of one matrix in shared memory.
+    pub(crate) fn is_taken(&self, shared_memory: u32) -> bool {
+        let CooperativeMatrix { m, n, k, subgroup_size } = *self;
+        let powers = [m, n, k, subgroup_size].iter().all(|size| size.is_power_of_two());
+        if !powers || m > 128 || n > 32 || k > 32 || subgroup_size > 128 {
+            return false;
+        }
+        let (subgroups, beside) = (128 / subgroup_size, 64 / n / 2);
+        let high = (128 / m) * (64 / n) / subgroups / 2;
+        high > 0 && subgroups >= beside && m * n * subgroups <= 1024 && shared_memory >= SHARED
+    }
+
+    /// The specialisation constant that tells the kernel.
+    pub(crate) fn constant(&self) -> u32 {
+        self.m | self.n << 8 | self.k << 16 | self.subgroup_size << 24
     }
 }
+
+/// Shared memory of `matmul_cooperative`: tiles of 64 features and 128 rows of 40 elements in f16, 1024 sums, and a number
+/// for each row.
+const SHARED: u32 = (64 + 128) * 40 * 2 + 1024 * 4 + 128 * 4;
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,11 +137,11 @@ impl fmt::Display for Features {
             (self.float16, "f16"),
             (self.int8, "int8"),
             (self.integer_dot, "dot"),
-            (self.cooperative_matrix, "coopmat"),
             (self.subgroup_arithmetic, "subgroup-arithmetic"),
         ];
         write!(f, "subgroup{}", self.subgroup_size)?;
-        named.iter().filter(|(has, _)| *has).try_for_each(|(_, name)| write!(f, " {name}"))
+        named.iter().filter(|(has, _)| *has).try_for_each(|(_, name)| write!(f, " {name}"))?;
+        self.cooperative_matrix.map_or(Ok(()), |shape| write!(f, " coopmat{}x{}x{}", shape.m, shape.n, shape.k))
     }
 }
 
@@ -177,7 +214,7 @@ mod tests {
                 float16: false,
                 int8: false,
                 integer_dot: false,
-                cooperative_matrix: false,
+                cooperative_matrix: None,
                 subgroup_size: 1,
                 subgroup_arithmetic: false,
             },

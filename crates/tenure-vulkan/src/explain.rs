@@ -129,12 +129,13 @@ impl Explanation {
         for (at, (region, access)) in dispatch.operands.iter().enumerate() {
             match (kernel, at, access) {
                 // Read anew for each tile of rows.
-                (Kernel::MatVec | Kernel::MatMul, 1, Access::Read) => {
+                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 1, Access::Read) => {
                     self.weight_bytes += region.bytes * u64::from(groups[1]);
                 }
                 (Kernel::Embed, 0, _) => self.weight_bytes += rows * region.bytes / u64::from(dispatch.words[3]).max(1),
-                (Kernel::MatVec | Kernel::MatMul, 2, _) if dispatch.words[5] == 0 => {}
-                (Kernel::MatVec | Kernel::MatMul, 2, _) | (Kernel::RmsNorm | Kernel::Rope, 1, _) => {
+                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 2, _) if dispatch.words[5] == 0 => {}
+                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 2, _)
+                | (Kernel::RmsNorm | Kernel::Rope, 1, _) => {
                     self.weight_bytes += region.bytes;
                 }
                 (Kernel::KvStore, 2, _) | (Kernel::Attention | Kernel::AttentionRows, 1, _) => {}

@@ -13,6 +13,8 @@ pub(crate) enum Kernel {
     MatVec,
     /// Products of many rows.
     MatMul,
+    /// The same by cooperative matrices.
+    MatMulCooperative,
     Rope,
     KvStore,
     /// Row by row.
@@ -39,12 +41,18 @@ pub enum KernelSet {
     Plain,
     /// Sums and maxima of workgroups by arithmetic across subgroups, of whatever size.
     Subgroup,
+    /// Those, and products of many rows by cooperative matrices.
+    Cooperative,
 }
 
 impl KernelSet {
     /// The fastest set that a device with these features can run.
     pub(crate) const fn of(features: &Features) -> KernelSet {
-        if features.subgroup_arithmetic { KernelSet::Subgroup } else { KernelSet::Plain }
+        match (features.subgroup_arithmetic, features.cooperative_matrix) {
+            (true, Some(_)) => KernelSet::Cooperative,
+            (true, None) => KernelSet::Subgroup,
+            (false, _) => KernelSet::Plain,
+        }
     }
 }
 
@@ -53,6 +61,7 @@ impl fmt::Display for KernelSet {
         f.pad(match self {
             KernelSet::Plain => "plain",
             KernelSet::Subgroup => "subgroup",
+            KernelSet::Cooperative => "cooperative",
         })
     }
 }
@@ -80,11 +89,12 @@ pub(crate) const MOST_BINDINGS: usize = 4;
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
-    pub(crate) const ALL: [Kernel; 16] = [
+    pub(crate) const ALL: [Kernel; 17] = [
         Kernel::Embed,
         Kernel::RmsNorm,
         Kernel::MatVec,
         Kernel::MatMul,
+        Kernel::MatMulCooperative,
         Kernel::Rope,
         Kernel::KvStore,
         Kernel::Attention,
@@ -106,6 +116,7 @@ impl Kernel {
             Kernel::RmsNorm => "rms_norm",
             Kernel::MatVec => "matvec",
             Kernel::MatMul => "matmul",
+            Kernel::MatMulCooperative => "matmul_cooperative",
             Kernel::Rope => "rope",
             Kernel::KvStore => "kv_store",
             Kernel::Attention => "attention",
@@ -124,7 +135,7 @@ impl Kernel {
     /// Its SPIR-V: of the fastest variant there is of it among those.
     pub(crate) const fn code(self, kernels: KernelSet) -> &'static [u8] {
         match kernels {
-            KernelSet::Subgroup => self.with_subgroups(),
+            KernelSet::Cooperative | KernelSet::Subgroup => self.with_subgroups(),
             KernelSet::Plain => self.plain(),
         }
     }
@@ -137,6 +148,7 @@ impl Kernel {
             Kernel::AttentionRows => include_bytes!("../../../kernels/prebuilt/vulkan/attention_rows.subgroup.spv"),
             Kernel::Embed
             | Kernel::MatMul
+            | Kernel::MatMulCooperative
             | Kernel::Rope
             | Kernel::KvStore
             | Kernel::AttentionJoin
@@ -156,6 +168,7 @@ impl Kernel {
             Kernel::RmsNorm => include_bytes!("../../../kernels/prebuilt/vulkan/rms_norm.spv"),
             Kernel::MatVec => include_bytes!("../../../kernels/prebuilt/vulkan/matvec.spv"),
             Kernel::MatMul => include_bytes!("../../../kernels/prebuilt/vulkan/matmul.spv"),
+            Kernel::MatMulCooperative => include_bytes!("../../../kernels/prebuilt/vulkan/matmul_cooperative.spv"),
             Kernel::Rope => include_bytes!("../../../kernels/prebuilt/vulkan/rope.spv"),
             Kernel::KvStore => include_bytes!("../../../kernels/prebuilt/vulkan/kv_store.spv"),
             Kernel::Attention => include_bytes!("../../../kernels/prebuilt/vulkan/attention.spv"),
@@ -174,7 +187,7 @@ impl Kernel {
     /// Its storage buffers.
     pub(crate) const fn bindings(self) -> usize {
         match self {
-            Kernel::MatVec | Kernel::MatMul => 4,
+            Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative => 4,
             Kernel::RmsNorm
             | Kernel::Rope
             | Kernel::KvStore
@@ -207,6 +220,7 @@ impl Kernel {
             Kernel::RmsNorm
             | Kernel::MatVec
             | Kernel::MatMul
+            | Kernel::MatMulCooperative
             | Kernel::Glu
             | Kernel::Add
             | Kernel::Scale
@@ -219,6 +233,7 @@ impl Kernel {
         match self {
             Kernel::MatVec => Tile { columns: 8, rows: 4 },
             Kernel::MatMul => Tile { columns: 64, rows: 32 },
+            Kernel::MatMulCooperative => Tile { columns: 64, rows: 128 },
             Kernel::RmsNorm | Kernel::Attention | Kernel::AttentionJoin | Kernel::TopK => Tile { columns: 1, rows: 1 },
             Kernel::AttentionRows => Tile { columns: 1, rows: 8 },
             Kernel::Rope | Kernel::KvStore => Tile { columns: 128, rows: 1 },
@@ -241,6 +256,9 @@ mod tests {
     const SHADER: u32 = 1;
     const GROUP_NON_UNIFORM: u32 = 61;
     const GROUP_NON_UNIFORM_ARITHMETIC: u32 = 63;
+    const FLOAT16: u32 = 9;
+    const VULKAN_MEMORY_MODEL: u32 = 5345;
+    const COOPERATIVE_MATRIX: u32 = 6022;
 
     /// The operands of OpCapability, which come before all other instructions.
     fn capabilities(words: &[u32]) -> Vec<u32> {
@@ -257,9 +275,15 @@ mod tests {
                 assert_eq!(words[0], 0x0723_0203, "{kernel:?} is no SPIR-V");
                 assert!(words[1] <= 0x0001_0300, "{kernel:?} is SPIR-V {:#x}", words[1]);
                 let asked = capabilities(&words);
-                let allowed: &[u32] = match kernels {
-                    KernelSet::Plain => &[SHADER],
-                    KernelSet::Subgroup => &[SHADER, GROUP_NON_UNIFORM, GROUP_NON_UNIFORM_ARITHMETIC],
+                let allowed: &[u32] = match (kernel, kernels) {
+                    // In the set of its name only.
+                    (Kernel::MatMulCooperative, _) => {
+                        &[SHADER, GROUP_NON_UNIFORM, FLOAT16, VULKAN_MEMORY_MODEL, COOPERATIVE_MATRIX]
+                    }
+                    (_, KernelSet::Plain) => &[SHADER],
+                    (_, KernelSet::Subgroup | KernelSet::Cooperative) => {
+                        &[SHADER, GROUP_NON_UNIFORM, GROUP_NON_UNIFORM_ARITHMETIC]
+                    }
                 };
                 assert!(asked.iter().all(|one| allowed.contains(one)), "{kernel:?} asks for {asked:?}");
             }

@@ -33,7 +33,7 @@ mod tops;
 mod turns;
 
 pub use backend::{Caps, Vulkan, VulkanOptions};
-pub use devices::{DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
+pub use devices::{CooperativeMatrix, DeviceInfo, DeviceKind, DeviceSelector, Features, devices};
 pub use error::VulkanError;
 pub use explain::{Explanation, kernels};
 pub use kernel::KernelSet;

@@ -11,6 +11,7 @@ use tenure_graph::{
 use tenure_tensor::{ByteSize, DType};
 
 use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
+use crate::devices::CooperativeMatrix;
 use crate::hazard::{Access, Region};
 use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
 use crate::kinds::{FEW, Many, Placed, When};
@@ -73,11 +74,13 @@ pub(crate) struct Bounds {
     pub(crate) groups: u64,
     /// The most multiplications of one submission, as long as one row has no more.
     pub(crate) work: u64,
+    /// What products of many rows are computed by, where that is faster.
+    pub(crate) cooperative: Option<CooperativeMatrix>,
 }
 
 impl Bounds {
     /// Those of a device with the least that Vulkan 1.1 demands; submissions may be of any length.
-    pub(crate) const LEAST: Bounds = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX };
+    pub(crate) const LEAST: Bounds = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX, cooperative: None };
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -280,8 +283,15 @@ impl Lowering<'_> {
         let (format, row) = self.matrix(w);
         let (k, n) = (self.cols(x), self.cols(out));
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        // Both kernels for products must have few enough workgroups.
-        let tile = Kernel::MatVec.tile().columns.min(Kernel::MatMul.tile().columns);
+        let (kernel, constants) = match self.bounds.cooperative {
+            // Weights in 32 bits keep them.
+            Some(shape) if self.plan.weight(w).spec.dtype != DType::F32 => {
+                (Kernel::MatMulCooperative, [format, shape.constant()])
+            }
+            Some(_) | None => (Kernel::MatMul, [format, 0]),
+        };
+        // All kernels for products must have few enough workgroups.
+        let tile = Kernel::MatVec.tile().columns.min(kernel.tile().columns);
         let most = self.bounds.groups * u64::from(tile);
         for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
             let weight = self.rows_of(w, row, first, count);
@@ -290,7 +300,7 @@ impl Lowering<'_> {
                 // What is bound in place of a bias that is not there is not read.
                 let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
                 let words = [k, row / WORD, count, n, first, u64::from(bias.is_some())].map(|word| word as u32);
-                me.push(Kernel::MatMul, [format, 0], operands, words.to_vec(), count, run, k * count);
+                me.push(kernel, constants, operands, words.to_vec(), count, run, k * count);
             })?;
         }
         Ok(())
@@ -654,7 +664,7 @@ impl Dispatch {
     /// The kernel, where so many rows of the step and of its outputs may come.
     pub(crate) fn kernel_for(&self, many: Many) -> Kernel {
         match (self.kernel, many.of(self.grid.rows)) {
-            (Kernel::MatMul, false) => Kernel::MatVec,
+            (Kernel::MatMul | Kernel::MatMulCooperative, false) => Kernel::MatVec,
             (kernel, _) => kernel,
         }
     }
@@ -757,7 +767,7 @@ mod tests {
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
         let count = plan.steps().len() + 3;
         assert_eq!(always.count(), count, "one for each operation, the copy of the output, two for its top");
-        let small = Bounds { window: 4096, groups: 20, work: u64::MAX };
+        let small = Bounds { window: 4096, groups: 20, ..Bounds::LEAST };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));

@@ -1,5 +1,6 @@
 //! An open device and its queue.
 
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tenure_device::{DeviceError, RunError};
 use tenure_tensor::ByteSize;
 
 use crate::backend::Caps;
-use crate::devices::{DeviceInfo, DeviceKind};
+use crate::devices::{CooperativeMatrix, DeviceInfo, DeviceKind};
 use crate::error::VulkanError;
 use crate::kernel::KernelSet;
 use crate::raw::instance::{Adapter, Instance};
@@ -68,6 +69,13 @@ pub(crate) struct MemoryTypes {
     pub(crate) host: u32,
 }
 
+/// What kernels with cooperative matrices need.
+pub(crate) const COOPERATIVE: [&CStr; 4] = [
+    ash::khr::cooperative_matrix::NAME,
+    ash::khr::shader_float16_int8::NAME,
+    ash::khr::vulkan_memory_model::NAME,
+    ash::ext::subgroup_size_control::NAME,
+];
 /// What the beginning of a binding is a multiple of at least: kernels read four words at a time.
 const LEAST_ALIGN: u64 = 16;
 /// Multiplications of one submission: below what a slow device does before its driver loses patience.
@@ -96,8 +104,22 @@ impl Gpu {
             extensions.push(ash::khr::timeline_semaphore::NAME.as_ptr());
             create = create.push_next(&mut timeline);
         }
+        let kernels = caps.kernels(&info);
+        let mut matrix = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+        let mut float16 = vk::PhysicalDeviceShaderFloat16Int8Features::default().shader_float16(true);
+        // Other kernels have atomics of device scope, which the first of these rules out without the second.
+        let mut model = vk::PhysicalDeviceVulkanMemoryModelFeatures::default()
+            .vulkan_memory_model(true)
+            .vulkan_memory_model_device_scope(true);
+        let mut sizes = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
+            .subgroup_size_control(true)
+            .compute_full_subgroups(true);
+        if kernels == KernelSet::Cooperative {
+            extensions.extend(COOPERATIVE.map(CStr::as_ptr));
+            create = create.push_next(&mut matrix).push_next(&mut float16).push_next(&mut model).push_next(&mut sizes);
+        }
         create = create.enabled_extension_names(&extensions);
-        // SAFETY: the adapter is of this instance; the queue family exists; the extension is listed and its bit set.
+        // SAFETY: the adapter is of this instance; the queue family exists; extensions are listed and their bits set.
         let raw = unsafe { instance.raw.create_device(physical, &create, None) };
         let raw = raw.map_err(called("vkCreateDevice"))?;
         // SAFETY: the queue was asked for just now.
@@ -112,7 +134,6 @@ impl Gpu {
             allocation: largest_allocation.min(caps.allocation.map_or(u64::MAX, ByteSize::get)),
             work: caps.work.unwrap_or(WORK),
         };
-        let kernels = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { info.features.kernels() };
         let mut gpu = Gpu {
             raw,
             timeline,
@@ -138,6 +159,11 @@ impl Gpu {
         // Only now, so that a refusal closes the device.
         gpu.types = types?;
         Ok(Arc::new(gpu))
+    }
+
+    /// The cooperative matrices that its kernels use.
+    pub(crate) fn cooperative(&self) -> Option<CooperativeMatrix> {
+        self.info.features.cooperative_matrix.filter(|_| self.kernels == KernelSet::Cooperative)
     }
 
     /// The name it is known by.

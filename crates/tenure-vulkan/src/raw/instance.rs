@@ -6,9 +6,9 @@ use std::sync::Arc;
 use ash::vk;
 use tenure_tensor::ByteSize;
 
-use crate::devices::{DeviceInfo, DeviceKind, Features};
+use crate::devices::{CooperativeMatrix, DeviceInfo, DeviceKind, Features};
 use crate::error::VulkanError;
-use crate::raw::device::{called, free_of};
+use crate::raw::device::{COOPERATIVE, called, free_of};
 use crate::raw::validation::{LAYER, Messenger, ValidationLog};
 
 /// A Vulkan instance. Devices hold a share of it.
@@ -16,7 +16,7 @@ pub(crate) struct Instance {
     pub(crate) raw: ash::Instance,
     messenger: Option<Messenger>,
     // Keeps the loader's library, and the log that the layer writes to, until the instance is gone.
-    _entry: ash::Entry,
+    entry: ash::Entry,
     _log: Option<ValidationLog>,
 }
 
@@ -71,9 +71,9 @@ impl Instance {
             Err(vk::Result::ERROR_INCOMPATIBLE_DRIVER) => return Err(VulkanError::NoDriver),
             Err(error) => return Err(called("vkCreateInstance")(error)),
         };
-        let mut instance = Instance { raw, messenger: None, _entry: entry, _log: log.cloned() };
+        let mut instance = Instance { raw, messenger: None, entry, _log: log.cloned() };
         if let Some(log) = log {
-            instance.messenger = Some(Messenger::new(&instance._entry, &instance.raw, log)?);
+            instance.messenger = Some(Messenger::new(&instance.entry, &instance.raw, log)?);
         }
         Ok(Arc::new(instance))
     }
@@ -129,6 +129,9 @@ impl Instance {
             let mut small = vk::PhysicalDeviceShaderFloat16Int8Features::default();
             let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
             let mut matrix = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default();
+            let mut model = vk::PhysicalDeviceVulkanMemoryModelFeatures::default();
+            let mut size_control = vk::PhysicalDeviceSubgroupSizeControlFeatures::default();
+            let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
             let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default();
             let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut storage16);
             if lists(ash::khr::_8bit_storage::NAME) {
@@ -140,13 +143,31 @@ impl Instance {
             if lists(ash::khr::shader_integer_dot_product::NAME) {
                 features = features.push_next(&mut dot);
             }
-            if lists(ash::khr::cooperative_matrix::NAME) {
-                features = features.push_next(&mut matrix);
+            let cooperative = COOPERATIVE.into_iter().all(lists);
+            if cooperative {
+                features = features.push_next(&mut matrix).push_next(&mut model).push_next(&mut size_control);
+                let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut sizes);
+                self.raw.get_physical_device_properties2(raw, &mut properties);
             }
             if lists(ash::khr::timeline_semaphore::NAME) {
                 features = features.push_next(&mut timeline);
             }
             self.raw.get_physical_device_features2(raw, &mut features);
+
+            let cooperative = cooperative
+                && matrix.cooperative_matrix == vk::TRUE
+                && small.shader_float16 == vk::TRUE
+                && model.vulkan_memory_model == vk::TRUE
+                && model.vulkan_memory_model_device_scope == vk::TRUE
+                && size_control.subgroup_size_control == vk::TRUE
+                && size_control.compute_full_subgroups == vk::TRUE
+                && sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE);
+            let sizes = sizes.min_subgroup_size..=sizes.max_subgroup_size;
+            let cooperative_matrix = if cooperative && sizes.contains(&subgroup.subgroup_size) {
+                self.cooperative_matrix(raw, subgroup.subgroup_size, limits.max_compute_shared_memory_size)?
+            } else {
+                None
+            };
 
             let budgeted = lists(ash::ext::memory_budget::NAME);
             let (memory, budget) = self.memory(raw, budgeted);
@@ -189,7 +210,7 @@ impl Instance {
                     float16: small.shader_float16 == vk::TRUE,
                     int8: small.shader_int8 == vk::TRUE,
                     integer_dot: dot.shader_integer_dot_product == vk::TRUE,
-                    cooperative_matrix: matrix.cooperative_matrix == vk::TRUE,
+                    cooperative_matrix,
                     subgroup_size: subgroup.subgroup_size,
                     subgroup_arithmetic: subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
                         && subgroup.supported_operations.contains(vk::SubgroupFeatureFlags::ARITHMETIC),
@@ -202,6 +223,32 @@ impl Instance {
 }
 
 impl Instance {
+    /// The largest shape of cooperative matrices of f16, with sums in f32, that kernels can take.
+    ///
+    /// # Safety
+    /// The device is of this instance, and has cooperative matrices.
+    unsafe fn cooperative_matrix(
+        &self,
+        device: vk::PhysicalDevice,
+        subgroup_size: u32,
+        shared_memory: u32,
+    ) -> Result<Option<CooperativeMatrix>, VulkanError> {
+        let calls = ash::khr::cooperative_matrix::Instance::new(&self.entry, &self.raw);
+        // SAFETY: the caller's contract.
+        let known = unsafe { calls.get_physical_device_cooperative_matrix_properties(device) };
+        let known = known.map_err(called("vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"))?;
+        let (half, float) = (vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32);
+        let shapes = known
+            .iter()
+            .filter(|one| {
+                [one.a_type, one.b_type, one.c_type, one.result_type] == [half, half, float, float]
+                    && one.scope == vk::ScopeKHR::SUBGROUP
+            })
+            .map(|one| CooperativeMatrix { m: one.m_size, n: one.n_size, k: one.k_size, subgroup_size })
+            .filter(|shape| shape.is_taken(shared_memory));
+        Ok(shapes.max_by_key(|shape| shape.m * shape.n * shape.k))
+    }
+
     /// A device's memory, and what of it this process may use, where the device lists that extension.
     pub(crate) fn memory(
         &self,

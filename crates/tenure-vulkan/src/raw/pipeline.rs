@@ -103,6 +103,14 @@ impl Pipelines {
                 .module(module)
                 .name(c"main")
                 .specialization_info(&constants);
+            let mut size = vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo::default();
+            let stage = match self.gpu.cooperative() {
+                Some(shape) if kernel == Kernel::MatMulCooperative => {
+                    size = size.required_subgroup_size(shape.subgroup_size);
+                    stage.flags(vk::PipelineShaderStageCreateFlags::REQUIRE_FULL_SUBGROUPS).push_next(&mut size)
+                }
+                Some(_) | None => stage,
+            };
             let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout)];
             let made = self.gpu.call("vkCreateComputePipelines", || {
                 let made = device.create_compute_pipelines(vk::PipelineCache::null(), &info, None);
