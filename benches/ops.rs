@@ -1,5 +1,7 @@
 //! The ops of a step on one thread: products by format and number of rows, quantisation of activations, norms.
 
+use std::sync::atomic::AtomicU8;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tenure_cpu::simd::Isa;
 use tenure_cpu::simd::float::{self, Out};
@@ -54,6 +56,9 @@ fn products(c: &mut Criterion) {
         for rows in [1, 4, 8, 64, 512] {
             let x: Vec<f32> = (0..COLS * rows).map(|i| (i % 61) as f32 - 30.0).collect();
             let acts = quantized(isa, &x);
+            let words = in_words(isa, dtype, &x);
+            let exponents: Vec<AtomicU8> =
+                (0..FEATURES * float::exponents_of(COLS)).map(|_| AtomicU8::default()).collect();
             let mut result = vec![0.0f32; rows * FEATURES];
             group.throughput(Throughput::Elements((COLS * FEATURES * rows) as u64));
             group.bench_function(BenchmarkId::from_parameter(rows), |b| {
@@ -61,9 +66,12 @@ fn products(c: &mut Criterion) {
                     let out = Out { base: result.as_mut_ptr(), stride: FEATURES, features: FEATURES };
                     // SAFETY: `result` has `rows` rows of `FEATURES` floats.
                     unsafe {
-                        match panels::panel_bytes(dtype, COLS) {
-                            Some(_) => panels::matmul(isa, dtype, &weights, COLS, &acts, out),
-                            None => float::matmul(isa, dtype, &weights, &x, COLS, out),
+                        match (panels::panel_bytes(dtype, COLS), &words) {
+                            (Some(_), _) => panels::matmul(isa, dtype, &weights, COLS, &acts, out),
+                            (None, Some(words)) => {
+                                float::matmul_words(isa, &weights, &exponents, words, COLS, out);
+                            }
+                            (None, None) => float::matmul(isa, dtype, &weights, &x, COLS, out),
                         }
                     }
                 });
@@ -102,6 +110,18 @@ fn streams(c: &mut Criterion) {
         }
     }
     group.finish();
+}
+
+/// Rows as products with weights of a type take them, where that is in words.
+fn in_words(isa: Isa, dtype: DType, x: &[f32]) -> Option<Vec<float::Line>> {
+    if dtype != DType::BF16 || !float::takes_words(isa, COLS) {
+        return None;
+    }
+    let mut lines = vec![bytemuck::Zeroable::zeroed(); x.len() / COLS * float::lines_of(COLS)];
+    for (x, lines) in x.chunks(COLS).zip(lines.chunks_mut(float::lines_of(COLS))) {
+        float::to_words(isa, x, lines);
+    }
+    Some(lines)
 }
 
 fn quantized(isa: Isa, x: &[f32]) -> Vec<Act> {

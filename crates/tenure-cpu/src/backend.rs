@@ -123,7 +123,7 @@ unsafe impl Backend for Cpu {
     }
 
     fn scratch(&self, plan: &Plan) -> ByteSize {
-        let lowered = lower(plan, &|w| layout::is_panels(plan, w));
+        let lowered = lower(plan, self.isa);
         ByteSize::of(Scratch::new(plan, &lowered, self.threads).bytes)
     }
 

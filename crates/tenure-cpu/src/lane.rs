@@ -1,13 +1,14 @@
 //! Loading weights and binding plans.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use rayon::prelude::*;
 use tenure_device::{DeviceError, Exec, Lane, LastStep, Lease, Load, LoadError, Memory, Stop, WeightPlace, host_room};
-use tenure_graph::{Plan, RopeAngles};
+use tenure_graph::{Plan, RopeAngles, WeightUse};
 use tenure_tensor::ByteSize;
 
-use crate::layout::{Layout, Scratch, is_panels};
+use crate::layout::{Layout, RowForm, Scratch};
 use crate::lower::{Phase, lower};
 use crate::raw::claims::Claims;
 use crate::raw::interpreter::{Base, Interpreter, Kv};
@@ -15,7 +16,7 @@ use crate::raw::load::{bring_in, divide};
 use crate::raw::segment::SegmentBytes;
 use crate::raw::team::Team;
 use crate::raw::weight::Weight;
-use crate::simd::{Isa, attention};
+use crate::simd::{Isa, attention, float};
 
 pub(crate) struct CpuLane {
     team: Arc<Team>,
@@ -54,7 +55,7 @@ impl Lane for CpuLane {
     }
 
     unsafe fn bind(&mut self, plan: Arc<Plan>, memory: &Memory) -> Result<Box<dyn Exec>, DeviceError> {
-        let lowered = lower(&plan, &|w| is_panels(&plan, w));
+        let lowered = lower(&plan, self.isa);
         let scratch = Scratch::new(&plan, &lowered, self.team.count());
         let enough = |what, got: ByteSize, need: ByteSize| {
             if got < need { Err(DeviceError::WrongMemory { what, got, need }) } else { Ok(()) }
@@ -79,12 +80,13 @@ impl Lane for CpuLane {
 
         let cache = cache.unwrap_or(&memory.arena);
 
-        let mut weights = Vec::new();
+        let (mut weights, mut exponents) = (Vec::new(), Vec::new());
         let mut held = vec![cache.clone(), memory.arena.clone(), lent.clone()];
         for (weight, place) in plan.weights().iter().zip(&memory.weights) {
             let layout = Layout::of(weight);
             let (cols, rows, dtype) = (weight.cols(), weight.rows(), weight.spec.dtype);
             let bytes = layout.bytes(weight);
+            exponents.push(exponents_of(self.isa, weight)?);
             weights.push(match place {
                 WeightPlace::Resident { lease, offset } => {
                     enough("weights", lease.bytes(), ByteSize::new(*offset) + bytes)?;
@@ -116,6 +118,7 @@ impl Lane for CpuLane {
             zeros,
             team: self.team.clone(),
             isa: self.isa,
+            exponents,
             ropes,
             weights,
             arena: Base::of(&memory.arena, 0),
@@ -130,4 +133,15 @@ impl Lane for CpuLane {
             _held: held,
         }))
     }
+}
+
+/// Room for the exponents of a weight, where products are in words.
+fn exponents_of(isa: Isa, weight: &WeightUse) -> Result<Vec<AtomicU8>, DeviceError> {
+    let mut exponents = Vec::new();
+    if weight.as_matrix && RowForm::of(isa, weight) == RowForm::Words {
+        let count = weight.rows() * float::exponents_of(weight.cols());
+        host_room(&mut exponents, count)?;
+        exponents.resize_with(count, AtomicU8::default);
+    }
+    Ok(exponents)
 }

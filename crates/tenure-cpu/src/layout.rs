@@ -1,12 +1,12 @@
 //! How weights, KV blocks and scratch lie in this backend's memory.
 
 use tenure_device::WeightLayout;
-use tenure_graph::{Plan, WeightId, WeightUse};
+use tenure_graph::{Plan, WeightUse};
 use tenure_tensor::{ByteSize, DType};
 
 use crate::lower::{Lowered, Phase};
-use crate::simd::float::winograd;
-use crate::simd::{attend, attention, panels};
+use crate::simd::float::{self, Line, winograd};
+use crate::simd::{Isa, attend, attention, panels};
 
 /// How a weight is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +48,36 @@ impl Layout {
     }
 }
 
-/// Whether products with a weight of the plan take quantised rows.
-pub(crate) fn is_panels(plan: &Plan, weight: WeightId) -> bool {
-    Layout::of(plan.weight(weight)) == Layout::Panels
+/// How the rows are held that a weight is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowForm {
+    /// As they are.
+    Floats,
+    /// Quantised, in blocks.
+    Blocks,
+    /// In words.
+    Words,
+}
+
+impl RowForm {
+    /// The form for a weight.
+    pub(crate) fn of(isa: Isa, weight: &WeightUse) -> RowForm {
+        let words = weight.spec.dtype == DType::BF16 && float::takes_words(isa, weight.cols());
+        match Layout::of(weight) {
+            Layout::Panels => RowForm::Blocks,
+            Layout::Raw if words => RowForm::Words,
+            Layout::Raw | Layout::Kernel | Layout::Vector => RowForm::Floats,
+        }
+    }
+
+    /// Bytes of so many rows of `cols` columns, beside the rows themselves.
+    pub(crate) fn bytes(self, rows: usize, cols: usize) -> usize {
+        match self {
+            RowForm::Floats => 0,
+            RowForm::Blocks => panels::act_bytes(rows, cols),
+            RowForm::Words => float::lines_of(cols).saturating_mul(rows).saturating_mul(size_of::<Line>()),
+        }
+    }
 }
 
 /// What [`tenure_device::Backend::weight_layout`] says.
@@ -69,8 +96,8 @@ const SPLIT_ROWS: usize = 4;
 pub(crate) struct Scratch {
     /// Cosines and sines: for each rope its offset and the floats of one row.
     pub(crate) ropes: Vec<(usize, usize)>,
-    /// Quantised rows.
-    pub(crate) quantized: usize,
+    /// Rows in the form that products take.
+    pub(crate) formed: usize,
     /// Each member's own room, for attention and convolutions.
     pub(crate) members: usize,
     /// Bytes of one member's room.
@@ -101,7 +128,7 @@ impl Scratch {
         };
         let ropes =
             lowered.ropes.iter().map(|rope| (take(shape.rows * rope.dims * size_of::<f32>()), rope.dims)).collect();
-        let quantized = take(panels::act_bytes(lowered.quantized_rows, lowered.quantized_cols));
+        let formed = take(lowered.formed_bytes);
         let (mut member_bytes, mut partial) = (0, 0);
         let split_rows = SPLIT_ROWS.min(shape.rows);
         let chunks = shape.context.div_ceil(attention::CHUNK);
@@ -136,7 +163,7 @@ impl Scratch {
         let partials = take(partial);
         Scratch {
             ropes,
-            quantized,
+            formed,
             members: members_at,
             member_bytes,
             groups,

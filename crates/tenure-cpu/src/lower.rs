@@ -9,6 +9,8 @@ use tenure_graph::{
     WeightId,
 };
 
+use crate::layout::RowForm;
+use crate::simd::Isa;
 use crate::simd::float::winograd;
 
 /// What the interpreter runs between two barriers.
@@ -170,9 +172,10 @@ pub(crate) enum RowOp {
         x: Val,
         out: Val,
     },
-    /// Quantises a row for the products that follow.
-    Quantize {
+    /// Brings a row into the form that the products that follow take.
+    Form {
         x: Val,
+        form: RowForm,
     },
 }
 
@@ -181,6 +184,8 @@ pub(crate) struct MatMulOp {
     pub(crate) x: Val,
     pub(crate) w: WeightId,
     pub(crate) bias: Option<WeightId>,
+    /// In which `x` is multiplied.
+    pub(crate) form: RowForm,
     pub(crate) rows: Rows,
     pub(crate) out: Val,
 }
@@ -248,19 +253,18 @@ pub(crate) struct Lowered {
     pub(crate) phases: Vec<Phase>,
     /// The distinct ropes of the plan.
     pub(crate) ropes: Vec<RopeSpec>,
-    /// Columns of the widest row that is quantised; 0 when none is.
-    pub(crate) quantized_cols: usize,
-    /// Rows of which kinds are quantised: the largest capacity.
-    pub(crate) quantized_rows: usize,
+    /// Bytes of the most rows that are in another form at a time.
+    pub(crate) formed_bytes: usize,
 }
 
-/// Lowers `plan`; `packed` tells which weights are multiplied with in integers.
-pub(crate) fn lower(plan: &Plan, packed: &dyn Fn(WeightId) -> bool) -> Lowered {
+/// Lowers `plan` for kernels of an instruction set.
+pub(crate) fn lower(plan: &Plan, isa: Isa) -> Lowered {
     let mut lowering = Lowering {
         plan,
-        done: Lowered { phases: Vec::new(), ropes: Vec::new(), quantized_cols: 0, quantized_rows: 0 },
+        isa,
+        done: Lowered { phases: Vec::new(), ropes: Vec::new(), formed_bytes: 0 },
         touched: Vec::new(),
-        quantized: None,
+        formed: None,
     };
     for step in plan.steps() {
         if let Op::Rope { rope, .. } = &step.op
@@ -273,13 +277,13 @@ pub(crate) fn lower(plan: &Plan, packed: &dyn Fn(WeightId) -> bool) -> Lowered {
         lowering.row_op(Rows::Step, RowOp::RopeTable { table }, &[], &[]);
     }
     for step in plan.steps() {
-        lowering.step(&step.op, step.out, packed);
+        lowering.step(&step.op, step.out);
     }
     lowering.done
 }
 
-/// The buffer of quantised rows, as if it lay behind the arena.
-const QUANTIZED: Touch = Touch { span: Span { offset: 1 << 62, bytes: 1 << 32 }, stride: 0 };
+/// The buffer of rows in another form, as if it lay behind the arena.
+const FORMED: Touch = Touch { span: Span { offset: 1 << 62, bytes: 1 << 32 }, stride: 0 };
 
 /// Bytes a step reads or writes, and how far its rows are apart; 0: not row by row.
 #[derive(Clone, Copy, PartialEq)]
@@ -295,15 +299,16 @@ struct Touched {
 
 struct Lowering<'p> {
     plan: &'p Plan,
+    isa: Isa,
     done: Lowered,
     /// What the steps of the last phase touch.
     touched: Vec<Touched>,
-    /// Whose rows the buffer of quantised rows holds.
-    quantized: Option<Val>,
+    /// Whose rows the buffer of rows in another form holds.
+    formed: Option<(Val, RowForm)>,
 }
 
 impl Lowering<'_> {
-    fn step(&mut self, op: &Op, out: Option<Val>, packed: &dyn Fn(WeightId) -> bool) {
+    fn step(&mut self, op: &Op, out: Option<Val>) {
         match (op, out) {
             (&Op::Input { id }, Some(out)) => self.row_op(self.rows(out), RowOp::Input { id, out }, &[], &[out]),
             (&Op::Embed { table, by, scale }, Some(out)) => {
@@ -397,14 +402,10 @@ impl Lowering<'_> {
                 self.rows_phase(self.rows(out), RowOp::Unpatch { x, grid, size, out }, touched);
             }
             (&Op::MatMul { x, w, bias }, Some(out)) => {
-                let rows = self.rows(out);
-                let op = MatMulOp { x, w, bias, rows, out };
-                let mut reads = vec![self.touch(x)];
-                if packed(w) {
-                    self.quantize(x);
-                    reads = vec![QUANTIZED];
-                }
-                self.matmul(op, Touched { reads, writes: vec![Touch { stride: 0, ..self.touch(out) }] });
+                let (rows, form) = (self.rows(out), RowForm::of(self.isa, self.plan.weight(w)));
+                let op = MatMulOp { x, w, bias, form, rows, out };
+                let read = if form == RowForm::Floats { self.touch(x) } else { self.form(x, form) };
+                self.matmul(op, Touched { reads: vec![read], writes: vec![Touch { stride: 0, ..self.touch(out) }] });
             }
             (&Op::Attention { q, layer, heads, scale, window, softcap }, Some(out)) => {
                 let op = AttentionOp { q, layer, heads, scale, window, softcap, out };
@@ -443,16 +444,17 @@ impl Lowering<'_> {
         }
     }
 
-    fn quantize(&mut self, x: Val) {
-        if self.quantized == Some(x) {
-            return;
+    /// Brings rows into another form where they are not; where that is.
+    fn form(&mut self, x: Val, form: RowForm) -> Touch {
+        if self.formed != Some((x, form)) {
+            self.formed = Some((x, form));
+            let value = self.plan.value(x);
+            let bytes = form.bytes(self.plan.shape().capacity(value.rows), value.cols);
+            self.done.formed_bytes = self.done.formed_bytes.max(bytes);
+            let (reads, writes) = (vec![self.touch(x)], vec![Touch { stride: form.bytes(1, value.cols), ..FORMED }]);
+            self.rows_phase(value.rows, RowOp::Form { x, form }, Touched { reads, writes });
         }
-        self.quantized = Some(x);
-        let value = self.plan.value(x);
-        self.done.quantized_cols = self.done.quantized_cols.max(value.cols);
-        self.done.quantized_rows = self.done.quantized_rows.max(self.plan.shape().capacity(value.rows));
-        let writes = vec![Touch { stride: value.cols, ..QUANTIZED }];
-        self.rows_phase(value.rows, RowOp::Quantize { x }, Touched { reads: vec![self.touch(x)], writes });
+        FORMED
     }
 
     fn row_op(&mut self, rows: Rows, op: RowOp, reads: &[Val], writes: &[Val]) {

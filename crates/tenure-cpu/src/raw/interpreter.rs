@@ -7,12 +7,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use bytemuck::Pod;
 use tenure_device::{Exec, LastStep, Lease, RunError, StepInputs, Stop, check_all};
 use tenure_graph::{Index, KV_BLOCK, KvType, OutputId, Plan, RopeAngles, Val, WeightId, centre};
 
-use crate::layout::Scratch;
+use crate::layout::{RowForm, Scratch};
 use crate::lower::{Lowered, MatMulOp, Phase, RowOp};
 use crate::raw::claims::Claims;
 use crate::raw::team::{Broken, Member, Team};
@@ -31,6 +32,8 @@ mod image;
 pub(crate) struct Interpreter {
     pub(crate) team: Arc<Team>,
     pub(crate) isa: Isa,
+    /// For each weight that is multiplied in words, exponents of all rows.
+    pub(crate) exponents: Vec<Vec<AtomicU8>>,
     pub(crate) plan: Arc<Plan>,
     pub(crate) lowered: Lowered,
     pub(crate) ropes: Vec<RopeAngles>,
@@ -350,11 +353,16 @@ impl Run<'_> {
                 let x = unsafe { me.row(x, from) };
                 out.copy_from_slice(&x[run * out.len()..][..out.len()]);
             }
-            RowOp::Quantize { x } => {
+            RowOp::Form { x, form } => {
                 let x = read(x);
-                // SAFETY: a row of the quantised rows, which this member alone has.
-                let acts = unsafe { std::slice::from_raw_parts_mut(me.acts(row, x.len()), x.len() / panels::BLOCK) };
-                panels::quantize(isa, x, acts);
+                // SAFETY: a row in its form, which this member alone has.
+                unsafe {
+                    match form {
+                        RowForm::Floats => {}
+                        RowForm::Blocks => panels::quantize(isa, x, me.formed(row, x.len() / panels::BLOCK)),
+                        RowForm::Words => float::to_words(isa, x, me.formed(row, float::lines_of(x.len()))),
+                    }
+                }
             }
         }
     }
@@ -428,22 +436,30 @@ impl Run<'_> {
         // SAFETY: a row and a feature of the result.
         let base = unsafe { out.add(rows.start * stride + features.start) };
         let out = Out { base, stride, features: features.len() };
-        if weight.is_panels() {
-            let panel = panels::panel_bytes(weight.dtype(), cols).unwrap_or(0);
-            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows were
-            // quantised in an earlier phase.
-            unsafe {
-                let acts = std::slice::from_raw_parts(me.acts(rows.start, cols), rows.len() * (cols / panels::BLOCK));
-                panels::matmul(me.isa, weight.dtype(), &bytes[first * panel..(first + count) * panel], cols, acts, out);
-            }
-        } else {
-            let row = weight.dtype().row_bytes(cols).unwrap_or(0);
-            let w = &bytes[features.start * row..features.end * row];
-            // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
-            // written in an earlier phase.
-            unsafe {
-                let x = std::slice::from_raw_parts(me.value(op.x).0.add(rows.start * cols), rows.len() * cols);
-                float::matmul(me.isa, weight.dtype(), w, x, cols, out);
+        let slice = |row_bytes: usize| &bytes[features.start * row_bytes..features.end * row_bytes];
+        // SAFETY: the features are this member's alone, every row has `stride` columns of room, and the rows read were
+        // written in an earlier phase, in the form that the product takes.
+        unsafe {
+            match op.form {
+                RowForm::Blocks => {
+                    let panel = panels::panel_bytes(weight.dtype(), cols).unwrap_or(0);
+                    let panels = &bytes[first * panel..(first + count) * panel];
+                    let acts = me.formed_rows(rows.clone(), cols / panels::BLOCK);
+                    panels::matmul(me.isa, weight.dtype(), panels, cols, acts, out);
+                }
+                RowForm::Words => {
+                    let x = me.formed_rows(rows.clone(), float::lines_of(cols));
+                    let exponents = &me.exponents[op.w.index()];
+                    let pieces = float::exponents_of(cols);
+                    let exponents = &exponents[features.start * pieces..features.end * pieces];
+                    float::matmul_words(me.isa, slice(2 * cols), exponents, x, cols, out);
+                }
+                RowForm::Floats => {
+                    let w = slice(weight.dtype().row_bytes(cols).unwrap_or(0));
+                    let x = me.value(op.x).0.add(rows.start * cols);
+                    let x = std::slice::from_raw_parts(x, rows.len() * cols);
+                    float::matmul(me.isa, weight.dtype(), w, x, cols, out);
+                }
             }
         }
         if let Some(bias) = op.bias {
@@ -478,12 +494,28 @@ impl Interpreter {
         }
     }
 
-    /// The first quantised activations of a row, where rows have `cols` columns.
-    fn acts(&self, row: usize, cols: usize) -> *mut panels::Act {
-        // SAFETY: inside the scratch, which has room for the widest quantised rows of a whole step.
+    /// Rows in the form that products take, with `per_row` parts each.
+    ///
+    /// # Safety
+    /// They were written in this form, and nobody writes them meanwhile.
+    unsafe fn formed_rows<T: Pod>(&self, rows: Range<usize>, per_row: usize) -> &[T] {
+        // SAFETY: inside the scratch, which has room for all rows of a step in any form; the caller's contract.
         unsafe {
-            let base = self.scratch_base.0.add(self.scratch.quantized).cast::<panels::Act>();
-            base.add(row * (cols / panels::BLOCK))
+            let base = self.scratch_base.0.add(self.scratch.formed).cast::<T>();
+            std::slice::from_raw_parts(base.add(rows.start * per_row), rows.len() * per_row)
+        }
+    }
+
+    /// Where a row's form of `per_row` parts goes.
+    ///
+    /// # Safety
+    /// Nobody else touches it meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn formed<T: Pod>(&self, row: usize, per_row: usize) -> &mut [T] {
+        // SAFETY: as for `formed_rows`.
+        unsafe {
+            let base = self.scratch_base.0.add(self.scratch.formed).cast::<T>();
+            std::slice::from_raw_parts_mut(base.add(row * per_row), per_row)
         }
     }
 }

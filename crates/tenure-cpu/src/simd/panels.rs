@@ -534,7 +534,7 @@ fn quantize_portable(x: &[f32], acts: &mut [Act]) {
 /// The unit of activations of which that is the largest, and by what they are multiplied. Activations of up to 1e-30
 /// count as zero; not much below, the factor would overflow.
 #[inline(always)]
-fn unit(largest: f32) -> (f32, f32) {
+pub(crate) fn unit(largest: f32) -> (f32, f32) {
     (largest * (1.0 / LARGEST), if largest > 1e-30 { LARGEST / largest } else { 0.0 })
 }
 
@@ -608,6 +608,9 @@ pub fn has_kernel(isa: Isa, dtype: DType) -> bool {
         Isa::Portable => format(dtype).is_some(),
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::add_products;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;

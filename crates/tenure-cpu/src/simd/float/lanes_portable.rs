@@ -8,13 +8,18 @@ pub(crate) struct Plain<const N: usize>([f32; N]);
 
 impl<const N: usize> Plain<N> {
     #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+    pub(crate) fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         Plain(std::array::from_fn(|i| f(self.0[i], other.0[i])))
     }
 
     #[inline(always)]
-    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+    pub(crate) fn map(self, f: impl Fn(f32) -> f32) -> Self {
         Plain(self.0.map(f))
+    }
+
+    #[inline(always)]
+    pub(crate) fn with<T: Copy>(self, other: [T; N], f: impl Fn(f32, T) -> f32) -> Self {
+        Plain(std::array::from_fn(|i| f(self.0[i], other[i])))
     }
 
     #[inline(always)]

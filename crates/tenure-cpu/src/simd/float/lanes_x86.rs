@@ -10,7 +10,7 @@ pub(crate) struct Avx2(__m256);
 
 /// 16 floats; AVX-512 F and DQ beside what [`Avx2`] needs.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(super) __m512);
 
 /// One method: its body needs the instruction set, for which the caller vouches.
 macro_rules! lanes_method {

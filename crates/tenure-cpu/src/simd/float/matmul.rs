@@ -9,6 +9,7 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::atomic::AtomicU8;
 
 use tenure_graph::{Grid, Slide};
 use tenure_tensor::DType;
@@ -40,7 +41,13 @@ pub unsafe fn matmul(isa: Isa, dtype: DType, w: &[u8], x: &[f32], cols: usize, o
     let Some(float) = Float::of(dtype) else { return };
     let (w, rows) = (w.as_ptr(), x.len() / cols);
     let source = Source::Rows { x: x.as_ptr(), stride: cols };
-    dispatch(isa, Product { float, w, row_bytes, features: out.features, source, rows, cols, taps: 1, out });
+    let product =
+        Product { float, w, row_bytes, features: out.features, source, rows, cols, taps: 1, exponents: &[], out };
+    // Kernels of their own: few rows have no use for the room that many need, each page of which would be touched.
+    match rows {
+        CONVERT_FROM.. => dispatch(isa, Many(product)),
+        _ => dispatch(isa, Few(product)),
+    }
 }
 
 /// Whether [`matmul`] takes weights of a type.
@@ -73,46 +80,125 @@ pub unsafe fn conv2d(
     let Some(float) = Float::of(dtype) else { return };
     let source = Source::Slide { x: x.as_ptr(), zeros: zeros.as_ptr(), slide, result, first: rows.start };
     let (rows, features) = (rows.len(), out.features);
-    let product =
-        Product { float, w: w.as_ptr(), row_bytes, features, source, rows, cols: channels, taps: size * size, out };
-    dispatch(isa, product);
+    let product = Product {
+        float,
+        w: w.as_ptr(),
+        row_bytes,
+        features,
+        source,
+        rows,
+        cols: channels,
+        taps: size * size,
+        exponents: &[],
+        out,
+    };
+    dispatch(isa, Many(product));
 }
 
 /// The largest kernel's height and width.
 pub const MOST_SIZE: usize = 3;
 
 /// Rows from which on weights are converted once for all of them.
-const CONVERT_FROM: usize = 6;
+pub(super) const CONVERT_FROM: usize = 6;
 /// The most rows that a converted piece of the weights is used for; they and the piece stay in the second-level cache.
 /// Processors with narrow vectors have half as much of it, and get half as many.
 const ROWS: usize = 192;
 /// The most features whose weights are converted together.
 const FEATURES: usize = 16;
-/// Features whose converted weights stay in the first-level cache while all rows pass.
-const GROUP: usize = 8;
-/// Columns converted together.
+/// Columns converted together, where they are floats.
 const COLS: usize = 640;
 /// Features computed side by side.
-const SIDE: usize = 4;
+pub(super) const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
-const AHEAD: usize = 1024;
+pub(super) const AHEAD: usize = 1024;
 
-struct Product<'s> {
-    float: Float,
-    w: *const u8,
-    row_bytes: usize,
-    features: usize,
-    source: Source<'s>,
-    rows: usize,
+/// What the columns of rows and of converted weights are.
+pub(super) trait Column<V: Lanes> {
+    /// Columns converted together.
+    const COLS: usize;
+    /// Features whose converted weights stay in the first-level cache while all rows pass.
+    const GROUP: usize;
+    /// Whether products of a piece are sums of the whole row's kind, to which the next piece's are added.
+    const CARRIED: bool;
+
+    /// Converts `cols` columns of a feature's weights from column `col` on, padded with zeros to whole vectors, and asks
+    /// for as many of row and column `next`, which may be anywhere. Returns what products with them are multiplied with.
+    ///
+    /// # Safety
+    /// They are a piece of the product, `to` is valid for `COLS`. The processor has the instruction set.
+    unsafe fn convert(
+        product: &Product,
+        feature: usize,
+        col: usize,
+        cols: usize,
+        next: (*const u8, usize),
+        to: *mut f32,
+    ) -> f32;
+
+    /// `sum` and a product in each lane.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn add_product(w: V, x: V, sum: V) -> V;
+
+    /// The sums of a row so far and of the next piece, where products are not carried.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn add_piece(piece: V, scale: f32, before: V) -> V;
+}
+
+struct Floats;
+
+impl<V: Lanes> Column<V> for Floats {
+    const COLS: usize = COLS;
+    const GROUP: usize = 8;
+    const CARRIED: bool = true;
+
+    #[inline(always)]
+    unsafe fn convert(
+        product: &Product,
+        feature: usize,
+        col: usize,
+        cols: usize,
+        next: (*const u8, usize),
+        to: *mut f32,
+    ) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe { with_element!(product.float, E => convert::<V, E>(product.weight(feature), col, cols, next, to)) };
+        1.0
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(w: V, x: V, sum: V) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { w.fma(x, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_piece(piece: V, _: f32, _: V) -> V {
+        piece
+    }
+}
+
+pub(super) struct Product<'s> {
+    pub(super) float: Float,
+    pub(super) w: *const u8,
+    pub(super) row_bytes: usize,
+    pub(super) features: usize,
+    pub(super) source: Source<'s>,
+    pub(super) rows: usize,
     /// Of a row that lie together; a row of the weights has as many for each tap.
-    cols: usize,
-    taps: usize,
-    out: Out,
+    pub(super) cols: usize,
+    pub(super) taps: usize,
+    /// Of each feature's pieces, where they are multiplied in words.
+    pub(super) exponents: &'s [AtomicU8],
+    pub(super) out: Out,
 }
 
 /// Where the rows are that weights are multiplied with.
 #[derive(Clone, Copy)]
-enum Source<'s> {
+pub(super) enum Source<'s> {
     /// One after the other.
     Rows { x: *const f32, stride: usize },
     /// Of places of a kernel, tap by tap.
@@ -123,7 +209,7 @@ impl Product<'_> {
     /// # Safety
     /// `feature < self.features`.
     #[inline(always)]
-    unsafe fn weight(&self, feature: usize) -> *const u8 {
+    pub(super) unsafe fn weight(&self, feature: usize) -> *const u8 {
         // SAFETY: inside `w`.
         unsafe { self.w.add(feature * self.row_bytes) }
     }
@@ -131,7 +217,7 @@ impl Product<'_> {
     /// # Safety
     /// `row < self.rows`; the rows are one after the other.
     #[inline(always)]
-    unsafe fn x(&self, row: usize) -> (*const f32, usize) {
+    pub(super) unsafe fn x(&self, row: usize) -> (*const f32, usize) {
         match self.source {
             // SAFETY: inside `x`.
             Source::Rows { x, stride } => (unsafe { x.add(row * stride) }, stride),
@@ -185,24 +271,35 @@ impl Product<'_> {
     /// # Safety
     /// Both are inside the product.
     #[inline(always)]
-    unsafe fn place(&self, row: usize, feature: usize) -> *mut f32 {
+    pub(super) unsafe fn place(&self, row: usize, feature: usize) -> *mut f32 {
         // SAFETY: the caller of `matmul` vouches for `out`.
         unsafe { self.out.base.add(row * self.out.stride + feature) }
     }
 }
 
-impl Kernel for Product<'_> {
+/// A product of many rows, or with a kernel slid over images.
+struct Many<'s>(Product<'s>);
+
+impl Kernel for Many<'_> {
     type Result = ();
 
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: the product is as `matmul` checked it; the caller vouches for the instruction set.
-        unsafe {
-            if self.rows >= CONVERT_FROM || matches!(self.source, Source::Slide { .. }) {
-                return converted::<V>(&self);
-            }
-            with_element!(self.float, E => streams::<V, E>(&self))
-        }
+        unsafe { converted::<V, Floats>(&self.0) }
+    }
+}
+
+/// A product of few rows.
+struct Few<'s>(Product<'s>);
+
+impl Kernel for Few<'_> {
+    type Result = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        // SAFETY: as for `Many`.
+        unsafe { with_element!(self.0.float, E => streams::<V, E>(&self.0)) }
     }
 }
 
@@ -329,8 +426,15 @@ unsafe fn dots_step<V: Lanes, E: Element, const R: usize, const T: usize>(
 #[repr(C, align(64))]
 struct Room<V> {
     w: MaybeUninit<[[f32; COLS]; FEATURES]>,
+    scales: MaybeUninit<[f32; FEATURES]>,
     places: MaybeUninit<[[*const f32; ROWS]; MOST_SIZE * MOST_SIZE]>,
     sums: MaybeUninit<[[V; FEATURES]; ROWS]>,
+}
+
+/// Columns of each piece of `cols` but the last, of no more than `most`. They are alike: a narrow one would spend its time
+/// on loading and storing accumulators.
+pub(super) const fn piece_width(cols: usize, most: usize) -> usize {
+    cols.div_ceil(cols.div_ceil(most)).next_multiple_of(16)
 }
 
 /// All features for all rows, each piece of the weights converted once for up to `ROWS` rows.
@@ -338,16 +442,21 @@ struct Room<V> {
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-unsafe fn converted<V: Lanes>(product: &Product) {
-    let mut room = Room::<V> { w: MaybeUninit::uninit(), places: MaybeUninit::uninit(), sums: MaybeUninit::uninit() };
+pub(super) unsafe fn converted<V: Lanes, C: Column<V>>(product: &Product) {
+    let mut room = Room::<V> {
+        w: MaybeUninit::uninit(),
+        scales: MaybeUninit::uninit(),
+        places: MaybeUninit::uninit(),
+        sums: MaybeUninit::uninit(),
+    };
     let (w, sums) = (room.w.as_mut_ptr().cast::<f32>(), room.sums.as_mut_ptr().cast::<V>());
+    let scales = room.scales.as_mut_ptr().cast::<f32>();
     let places = room.places.as_mut_ptr().cast::<*const f32>();
-    // Pieces of equal width: a narrow one would spend its time on loading and storing accumulators.
-    let width = product.cols.div_ceil(product.cols.div_ceil(COLS)).next_multiple_of(16);
+    let width = piece_width(product.cols, C::COLS);
     // Taps of which a piece has all columns.
-    let side_by_side = (COLS / width).clamp(1, product.taps);
+    let side_by_side = (C::COLS / width).clamp(1, product.taps);
     // Long rows do not stay in the cache as a whole: each piece of them is used for more features then.
-    let together = if product.cols > 2 * COLS { FEATURES } else { GROUP };
+    let together = if product.cols > 2 * C::COLS { FEATURES } else { C::GROUP };
     let most = if V::WIDE { ROWS } else { ROWS / 2 };
     // Equal shares, in whole tiles.
     let share = product.rows.div_ceil(product.rows.div_ceil(most).max(1)).next_multiple_of(6);
@@ -369,7 +478,7 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                     let last = tap + taps == product.taps && col + cols == product.cols;
                     for f in 0..features {
                         for i in 0..taps {
-                            let (from, to) = (product.weight(feature + f), w.add(f * COLS + i * width));
+                            let (from, to) = (product.weight(feature + f), w.add(f * C::COLS + i * width));
                             let at = (tap + i) * product.cols + col;
                             // About where the next piece begins: of the next features, or of these. Of several taps
                             // a piece has all columns.
@@ -378,17 +487,20 @@ unsafe fn converted<V: Lanes>(product: &Product) {
                             } else {
                                 (from, at + taps * cols)
                             };
-                            with_element!(product.float, E => convert::<V, E>(from, at, cols, next, to));
+                            scales.add(f).write(C::convert(product, feature + f, at, cols, next, to));
                         }
                     }
                     let x = places.add(tap * ROWS);
                     let first = tap == 0 && col == 0;
                     let (out, out_stride) = (product.place(row, feature), product.out.stride);
-                    let piece = Piece { w, x, taps, width, col, cols, sums, first, last, out, out_stride };
+                    // Where there are units, pieces are of one tap.
+                    let unit = product.cols + col / width;
+                    let piece =
+                        Piece { w, scales, x, unit, taps, width, col, cols, sums, first, last, out, out_stride };
                     let mut first = 0;
                     while first < features {
-                        rows_of_tiles::<V>(&piece, first..features.min(first + GROUP), rows);
-                        first += GROUP;
+                        rows_of_tiles::<V, C>(&piece, first..features.min(first + C::GROUP), rows);
+                        first += C::GROUP;
                     }
                 }
                 col += cols;
@@ -436,6 +548,10 @@ unsafe fn convert<V: Lanes, E: Element>(
 /// Converted weights, the rows they are multiplied with, and the accumulators of their products.
 struct Piece<V> {
     w: *const f32,
+    /// What products with each feature are multiplied with, and where in a row what they are multiplied with for it is;
+    /// where they are not carried from piece to piece.
+    scales: *const f32,
+    unit: usize,
     /// The rows' places, tap by tap.
     x: *const *const f32,
     taps: usize,
@@ -457,7 +573,7 @@ struct Piece<V> {
 /// # Safety
 /// `piece.x` has `rows <= ROWS` rows; the features are below `FEATURES` and converted.
 #[inline(always)]
-unsafe fn rows_of_tiles<V: Lanes>(piece: &Piece<V>, features: Range<usize>, rows: usize) {
+unsafe fn rows_of_tiles<V: Lanes, C: Column<V>>(piece: &Piece<V>, features: Range<usize>, rows: usize) {
     let side = if V::WIDE { 6 } else { 3 };
     let mut t = 0;
     while t < rows {
@@ -465,12 +581,12 @@ unsafe fn rows_of_tiles<V: Lanes>(piece: &Piece<V>, features: Range<usize>, rows
         // SAFETY: so many rows are left.
         unsafe {
             match count {
-                1 => tiles::<V, 1>(piece, features.clone(), t),
-                2 => tiles::<V, 2>(piece, features.clone(), t),
-                3 => tiles::<V, 3>(piece, features.clone(), t),
-                4 if V::WIDE => tiles::<V, 4>(piece, features.clone(), t),
-                5 if V::WIDE => tiles::<V, 5>(piece, features.clone(), t),
-                _ if V::WIDE => tiles::<V, 6>(piece, features.clone(), t),
+                1 => tiles::<V, C, 1>(piece, features.clone(), t),
+                2 => tiles::<V, C, 2>(piece, features.clone(), t),
+                3 => tiles::<V, C, 3>(piece, features.clone(), t),
+                4 if V::WIDE => tiles::<V, C, 4>(piece, features.clone(), t),
+                5 if V::WIDE => tiles::<V, C, 5>(piece, features.clone(), t),
+                _ if V::WIDE => tiles::<V, C, 6>(piece, features.clone(), t),
                 _ => {}
             }
         }
@@ -481,16 +597,16 @@ unsafe fn rows_of_tiles<V: Lanes>(piece: &Piece<V>, features: Range<usize>, rows
 /// # Safety
 /// As for [`rows_of_tiles`]; rows `row` to `row + T` are among them.
 #[inline(always)]
-unsafe fn tiles<V: Lanes, const T: usize>(piece: &Piece<V>, features: Range<usize>, row: usize) {
+unsafe fn tiles<V: Lanes, C: Column<V>, const T: usize>(piece: &Piece<V>, features: Range<usize>, row: usize) {
     let mut f = features.start;
     // SAFETY: the caller's contract.
     unsafe {
         while f + SIDE <= features.end {
-            tile::<V, SIDE, T>(piece, f, row);
+            tile::<V, C, SIDE, T>(piece, f, row);
             f += SIDE;
         }
         while f < features.end {
-            tile::<V, 1, T>(piece, f, row);
+            tile::<V, C, 1, T>(piece, f, row);
             f += 1;
         }
     }
@@ -499,13 +615,13 @@ unsafe fn tiles<V: Lanes, const T: usize>(piece: &Piece<V>, features: Range<usiz
 /// # Safety
 /// As for [`tiles`], for the `R` features from `feature` on.
 #[inline(always)]
-unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, feature: usize, row: usize) {
+unsafe fn tile<V: Lanes, C: Column<V>, const R: usize, const T: usize>(piece: &Piece<V>, feature: usize, row: usize) {
     // SAFETY: the caller's contract; the accumulator of row `t` and feature `f` is the one at `t * FEATURES + f`.
     unsafe {
-        let w = piece.w.add(feature * COLS);
+        let w = piece.w.add(feature * C::COLS);
         let kept = piece.sums.add(row * FEATURES + feature);
         let mut sums = [[V::splat(0.0); T]; R];
-        if !piece.first {
+        if C::CARRIED && !piece.first {
             for r in 0..R {
                 for t in 0..T {
                     sums[r][t] = kept.add(t * FEATURES + r).read();
@@ -525,9 +641,9 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
                     x[t] = V::load(rows[t].add(i));
                 }
                 for r in 0..R {
-                    let w = V::load(w.add(r * COLS + i));
+                    let w = V::load(w.add(r * C::COLS + i));
                     for t in 0..T {
-                        sums[r][t] = w.fma(x[t], sums[r][t]);
+                        sums[r][t] = C::add_product(w, x[t], sums[r][t]);
                     }
                 }
                 i += V::N;
@@ -536,8 +652,18 @@ unsafe fn tile<V: Lanes, const R: usize, const T: usize>(piece: &Piece<V>, featu
                 for t in 0..T {
                     let x = V::load_part(rows[t].add(i), piece.cols - i);
                     for r in 0..R {
-                        sums[r][t] = V::load(w.add(r * COLS + i)).fma(x, sums[r][t]);
+                        sums[r][t] = C::add_product(V::load(w.add(r * C::COLS + i)), x, sums[r][t]);
                     }
+                }
+            }
+        }
+        if !C::CARRIED {
+            for t in 0..T {
+                let unit = piece.x.add(row + t).read().add(piece.unit).read();
+                for r in 0..R {
+                    let before = if piece.first { V::splat(0.0) } else { kept.add(t * FEATURES + r).read() };
+                    let scale = piece.scales.add(feature + r).read() * unit;
+                    sums[r][t] = C::add_piece(sums[r][t], scale, before);
                 }
             }
         }
@@ -769,10 +895,25 @@ mod tests {
             let out = Out { base: got.as_mut_ptr(), stride: features, features };
             let row_bytes = cols * 2;
             let source = Source::Rows { x: x.as_ptr(), stride: cols };
-            let product =
-                Product { float: Float::F16, w: w.as_ptr(), row_bytes, features, source, rows, cols, taps: 1, out };
+            let product = Product {
+                float: Float::F16,
+                w: w.as_ptr(),
+                row_bytes,
+                features,
+                source,
+                rows,
+                cols,
+                taps: 1,
+                exponents: &[],
+                out,
+            };
             // SAFETY: plain vectors run everywhere, and the product is as `matmul` makes it.
-            unsafe { product.run::<Plain<16>>() };
+            unsafe {
+                match rows {
+                    CONVERT_FROM.. => Many(product).run::<Plain<16>>(),
+                    _ => Few(product).run::<Plain<16>>(),
+                }
+            }
             assert_same_bits(&got, &want, "16 lanes");
         }
     }

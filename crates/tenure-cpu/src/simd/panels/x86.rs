@@ -11,6 +11,7 @@ mod quantize;
 
 use tenure_tensor::DType;
 
+pub(crate) use avx512::add_products;
 pub(super) use quantize::quantize_avx2;
 
 use super::{Act, FP4, Format, IQ4, Scales, Values, format};

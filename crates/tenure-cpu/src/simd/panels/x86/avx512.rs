@@ -219,9 +219,12 @@ unsafe fn add_group<K: Kind, const P: usize, const N: usize, const G: usize>(
 }
 
 /// `_mm512_dpwssd_epi32` as one instruction: compilers that do not know the processor make two of it.
+///
+/// # Safety
+/// The processor has AVX-512 F and VNNI.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-fn add_products(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+#[target_feature(enable = "avx512f")]
+pub(crate) unsafe fn add_products(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: arithmetic on registers; the instruction set is there.
     unsafe {
         asm!(
