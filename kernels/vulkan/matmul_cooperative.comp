@@ -2,13 +2,15 @@
 // 128 rows, 32 elements of both at a time in shared memory as f16, of which each subgroup multiplies its share into f32
 // sums.
 //
-// So that any activations fit into f16, each row is multiplied by a power of two that brings its largest to 2^14 or
-// above; and weights, which are small, by 2^6.
+// So that numbers of any size fit into f16, each row is multiplied by a power of two that brings its largest to 2^14 or
+// above, and so are the weights of the workgroup: where larger ones come, what was summed up so far is scaled down to
+// them.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
+#extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_KHR_shader_subgroup_basic : require
 
 #define PUSH uint k; uint row_words; uint features; uint out_cols; uint out_first; uint has_bias;
@@ -45,6 +47,8 @@ shared float16_t tile_x[ROWS * STRIDE];
 shared float staged[ROWS * SHARERS];
 // The biased exponent of each row's largest activation.
 shared uint exponents[ROWS];
+// The largest of the weights that each subgroup decoded, of this turn and the next.
+shared float largest[2][LANES / SUBGROUP];
 
 // Four activations of a row from element `e` on, zeros behind its end.
 vec4 four_of(uint at, uint e, bool aligned) {
@@ -60,11 +64,25 @@ vec4 four_of(uint at, uint e, bool aligned) {
     return v;
 }
 
-// 2^14 over the power of two below a row's largest activation, and its inverse.
-float scale_of(uint row) { return uintBitsToFloat((268u - exponents[row]) << 23); }
-float inverse_of(uint row) { return uintBitsToFloat((exponents[row] - 14u) << 23); }
+// The biased exponent of a number, so far inside that 2^14 over its power of two and the inverse of that are normal.
+uint exponent_of(float most) { return clamp(floatBitsToUint(most) >> 23, 16u, 254u); }
+float scale_of(uint exponent) { return uintBitsToFloat((268u - exponent) << 23); }
+float inverse_of(uint exponent) { return uintBitsToFloat((exponent - 14u) << 23); }
 
-const float WEIGHT_SCALE = 64.0;
+// This lane's unit of weights from element `from` on, two of a row: zeros beyond the weights. Tells of the largest.
+void take(uint first_feature, uint from, out vec4 w[4]) {
+    uint f = gl_LocalInvocationID.x / 2u;
+    uint unit = from / UNIT + gl_LocalInvocationID.x % 2u;
+    w = vec4[](vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
+    if (first_feature + f < features && UNIT * unit < k) {
+        decode(base[1] + (first_feature + f) * row_words, k, unit, w);
+    }
+    vec4 four = max(max(abs(w[0]), abs(w[1])), max(abs(w[2]), abs(w[3])));
+    float most = subgroupMax(max(max(four.x, four.y), max(four.z, four.w)));
+    if (subgroupElect()) {
+        largest[from / DEPTH % 2u][gl_SubgroupID] = most;
+    }
+}
 
 void main() {
     uint lane = gl_LocalInvocationID.x;
@@ -90,9 +108,10 @@ void main() {
         for (uint i = 0u; i < SHARERS; i++) {
             most = max(most, staged[r * SHARERS + i]);
         }
-        // Both powers stay normal.
-        exponents[r] = clamp(floatBitsToUint(most) >> 23, 16u, 253u);
+        exponents[r] = exponent_of(most);
     }
+    vec4 w[4];
+    take(first_feature, 0u, w);
     barrier();
 
     // This subgroup's matrices.
@@ -103,20 +122,26 @@ void main() {
     for (uint i = 0u; i < HIGH * WIDE; i++) {
         sums[i] = coopmat<float, gl_ScopeSubgroup, M, N, gl_MatrixUseAccumulator>(0.0);
     }
+    // Of the largest weight so far.
+    uint exponent = 0u;
     for (uint from = 0u; from < k; from += DEPTH) {
-        // One unit of weights for each lane: two of a row.
-        {
-            uint f = lane / 2u;
-            uint unit = from / UNIT + lane % 2u;
-            vec4 w[4] = vec4[](vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
-            if (first_feature + f < features && UNIT * unit < k) {
-                decode(base[1] + (first_feature + f) * row_words, k, unit, w);
+        float most = 0.0;
+        for (uint i = 0u; i < LANES / SUBGROUP; i++) {
+            most = max(most, largest[from / DEPTH % 2u][i]);
+        }
+        if (exponent_of(most) > exponent) {
+            // Below 2^-126, nothing is left of what was.
+            uint less = exponent_of(most) - exponent;
+            float factor = less < 127u ? uintBitsToFloat((127u - less) << 23) : 0.0;
+            for (uint i = 0u; i < HIGH * WIDE; i++) {
+                sums[i] = sums[i] * factor;
             }
-            uint to = f * STRIDE + UNIT * (lane % 2u);
-            for (uint i = 0u; i < 4u; i++) {
-                for (uint j = 0u; j < 4u; j++) {
-                    tile_w[to + 4u * i + j] = float16_t(w[i][j] * WEIGHT_SCALE);
-                }
+            exponent += less;
+        }
+        uint to = lane / 2u * STRIDE + UNIT * (lane % 2u);
+        for (uint i = 0u; i < 4u; i++) {
+            for (uint j = 0u; j < 4u; j++) {
+                tile_w[to + 4u * i + j] = float16_t(w[i][j] * scale_of(exponent));
             }
         }
         for (uint n = lane; n < ROWS * DEPTH / 4u; n += LANES) {
@@ -124,24 +149,26 @@ void main() {
             uint e = 4u * (n % (DEPTH / 4u));
             vec4 v = vec4(0.0);
             if (r < rows) {
-                v = four_of(base[0] + (row + r) * k, from + e, aligned) * scale_of(r);
+                v = four_of(base[0] + (row + r) * k, from + e, aligned) * scale_of(exponents[r]);
             }
             for (uint j = 0u; j < 4u; j++) {
                 tile_x[r * STRIDE + e + j] = float16_t(v[j]);
             }
         }
         barrier();
+        // The next ones, while these are multiplied.
+        take(first_feature, from + DEPTH, w);
         for (uint e = 0u; e < DEPTH; e += K) {
-            coopmat<float16_t, gl_ScopeSubgroup, K, N, gl_MatrixUseB> w[WIDE];
+            coopmat<float16_t, gl_ScopeSubgroup, K, N, gl_MatrixUseB> b[WIDE];
             for (uint j = 0u; j < WIDE; j++) {
-                coopMatLoad(w[j], tile_w, (across + N * j) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+                coopMatLoad(b[j], tile_w, (across + N * j) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
             }
             for (uint i = 0u; i < HIGH; i++) {
                 if (down + M * i < rows) {
-                    coopmat<float16_t, gl_ScopeSubgroup, M, K, gl_MatrixUseA> v;
-                    coopMatLoad(v, tile_x, (down + M * i) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+                    coopmat<float16_t, gl_ScopeSubgroup, M, K, gl_MatrixUseA> a;
+                    coopMatLoad(a, tile_x, (down + M * i) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
                     for (uint j = 0u; j < WIDE; j++) {
-                        sums[WIDE * i + j] = coopMatMulAdd(v, w[j], sums[WIDE * i + j]);
+                        sums[WIDE * i + j] = coopMatMulAdd(a, b[j], sums[WIDE * i + j]);
                     }
                 }
             }
@@ -156,7 +183,7 @@ void main() {
             uint r = down + M * (i / WIDE) + e / N;
             uint f = first_feature + across + N * (i % WIDE) + e % N;
             if (r < rows && f < features) {
-                float y = staged[room + e] / WEIGHT_SCALE * inverse_of(r);
+                float y = staged[room + e] * inverse_of(exponent) * inverse_of(exponents[r]);
                 if (has_bias != 0u) {
                     y += bias[base[2] + out_first + f];
                 }

@@ -111,9 +111,9 @@ impl CooperativeMatrix {
     }
 }
 
-/// Shared memory of `matmul_cooperative`: tiles of 64 features and 128 rows of 40 elements in f16, 1024 sums, and a number
-/// for each row.
-const SHARED: u32 = (64 + 128) * 40 * 2 + 1024 * 4 + 128 * 4;
+/// Shared memory of `matmul_cooperative` at most: tiles of 64 features and 128 rows of 40 elements in f16, 1024 sums, a
+/// number for each row, and two for each subgroup.
+const SHARED: u32 = (64 + 128) * 40 * 2 + 1024 * 4 + 128 * 4 + 2 * 128 * 4;
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,6 +218,23 @@ mod tests {
                 subgroup_size: 1,
                 subgroup_arithmetic: false,
             },
+        }
+    }
+
+    #[test]
+    fn shapes_that_the_kernel_can_be_made_of_are_taken() {
+        let taken = |m, n, k, subgroup_size, memory| CooperativeMatrix { m, n, k, subgroup_size }.is_taken(memory);
+        for (m, n, k, subgroup_size) in
+            [(16, 16, 16, 32), (16, 16, 16, 64), (16, 8, 8, 32), (8, 16, 16, 16), (8, 8, 8, 8)]
+        {
+            assert!(taken(m, n, k, subgroup_size, 32 << 10), "{m} {n} {k} {subgroup_size}");
+            assert!(!taken(m, n, k, subgroup_size, 16 << 10), "{m} {n} {k} {subgroup_size}");
+        }
+        // A whole row of matrices for a subgroup, one that is no power, sums of a matrix that leave no room.
+        for (m, n, k, subgroup_size) in
+            [(16, 64, 16, 32), (16, 12, 16, 32), (16, 16, 64, 32), (64, 32, 16, 8), (8, 8, 8, 256)]
+        {
+            assert!(!taken(m, n, k, subgroup_size, 32 << 10), "{m} {n} {k} {subgroup_size}");
         }
     }
 

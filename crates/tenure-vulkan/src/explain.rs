@@ -30,7 +30,7 @@ pub struct Explanation {
     pub read_back_bytes: u64,
 }
 
-/// The kernels that run a plan, by name: the same on every device.
+/// The kernels that run a plan, by name, on a device with the least that Vulkan 1.1 demands.
 ///
 /// # Errors
 /// [`DeviceError::UnsupportedDtype`] or [`DeviceError::UnsupportedKv`] with the first thing no kernel is for;

@@ -161,10 +161,11 @@ impl Instance {
                 && model.vulkan_memory_model_device_scope == vk::TRUE
                 && size_control.subgroup_size_control == vk::TRUE
                 && size_control.compute_full_subgroups == vk::TRUE
-                && sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE);
+                && sizes.required_subgroup_size_stages.contains(vk::ShaderStageFlags::COMPUTE)
+                && u64::from(sizes.max_compute_workgroup_subgroups) * u64::from(subgroup.subgroup_size) >= 128;
             let sizes = sizes.min_subgroup_size..=sizes.max_subgroup_size;
             let cooperative_matrix = if cooperative && sizes.contains(&subgroup.subgroup_size) {
-                self.cooperative_matrix(raw, subgroup.subgroup_size, limits.max_compute_shared_memory_size)?
+                self.cooperative_matrix(raw, subgroup.subgroup_size, limits.max_compute_shared_memory_size)
             } else {
                 None
             };
@@ -232,11 +233,13 @@ impl Instance {
         device: vk::PhysicalDevice,
         subgroup_size: u32,
         shared_memory: u32,
-    ) -> Result<Option<CooperativeMatrix>, VulkanError> {
+    ) -> Option<CooperativeMatrix> {
+        let name = c"vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR";
+        // SAFETY: the instance is alive. A call that an old loader does not know would end the process.
+        unsafe { self.entry.get_instance_proc_addr(self.raw.handle(), name.as_ptr()) }?;
         let calls = ash::khr::cooperative_matrix::Instance::new(&self.entry, &self.raw);
-        // SAFETY: the caller's contract.
-        let known = unsafe { calls.get_physical_device_cooperative_matrix_properties(device) };
-        let known = known.map_err(called("vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"))?;
+        // SAFETY: the caller's contract. What fails is done without.
+        let known = unsafe { calls.get_physical_device_cooperative_matrix_properties(device) }.ok()?;
         let (half, float) = (vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32);
         let shapes = known
             .iter()
@@ -246,7 +249,7 @@ impl Instance {
             })
             .map(|one| CooperativeMatrix { m: one.m_size, n: one.n_size, k: one.k_size, subgroup_size })
             .filter(|shape| shape.is_taken(shared_memory));
-        Ok(shapes.max_by_key(|shape| shape.m * shape.n * shape.k))
+        shapes.max_by_key(|shape| shape.m * shape.n * shape.k)
     }
 
     /// A device's memory, and what of it this process may use, where the device lists that extension.

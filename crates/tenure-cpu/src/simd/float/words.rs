@@ -2,7 +2,9 @@
 //! VNNI).
 //!
 //! Rows have 14 bits and a unit for each piece of up to 640 columns, weights 13 bits and a power of two for each piece:
-//! those down to a 32nd of the largest lose nothing. A piece's products are exact in 32 bits.
+//! those down to a 16th of the power of two below the largest lose nothing. A piece's products are exact in 32 bits.
+//!
+//! What is infinite, among a piece's weights or in a row, makes its products NaN.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
