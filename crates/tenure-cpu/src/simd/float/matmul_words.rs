@@ -49,10 +49,22 @@ pub unsafe fn matmul_words(isa: Isa, w: &[u8], exponents: &[AtomicU8], x: &[Line
                 CONVERT_FROM.. => many_words_avx512(&product),
                 _ => few_words_avx512(&product),
             },
-            Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => match product.rows {
-                CONVERT_FROM.. => converted::<Plain<LANES>, Pairs>(&product),
-                _ => streams::<Plain<LANES>>(&product),
-            },
+            Isa::Avx512Vnni | Isa::Avx2 | Isa::Portable => words_portable(&product),
+        }
+    }
+}
+
+/// By itself, as [`few_words_avx512`].
+///
+/// # Safety
+/// As for [`matmul`](super::matmul::matmul).
+#[inline(never)]
+unsafe fn words_portable(product: &Product) {
+    // SAFETY: this function's own contract; plain vectors run everywhere.
+    unsafe {
+        match product.rows {
+            CONVERT_FROM.. => converted::<Plain<LANES>, Pairs>(product),
+            _ => streams::<Plain<LANES>>(product),
         }
     }
 }
