@@ -277,9 +277,14 @@ mod tests {
                 let asked = capabilities(&words);
                 let allowed: &[u32] = match (kernel, kernels) {
                     // In the set of its name only.
-                    (Kernel::MatMulCooperative, _) => {
-                        &[SHADER, GROUP_NON_UNIFORM, FLOAT16, VULKAN_MEMORY_MODEL, COOPERATIVE_MATRIX]
-                    }
+                    (Kernel::MatMulCooperative, _) => &[
+                        SHADER,
+                        FLOAT16,
+                        GROUP_NON_UNIFORM,
+                        GROUP_NON_UNIFORM_ARITHMETIC,
+                        VULKAN_MEMORY_MODEL,
+                        COOPERATIVE_MATRIX,
+                    ],
                     (_, KernelSet::Plain) => &[SHADER],
                     (_, KernelSet::Subgroup | KernelSet::Cooperative) => {
                         &[SHADER, GROUP_NON_UNIFORM, GROUP_NON_UNIFORM_ARITHMETIC]
