@@ -108,7 +108,7 @@ const FEATURES: usize = 16;
 /// Columns converted together, where they are floats.
 const COLS: usize = 640;
 /// Features computed side by side.
-pub(super) const SIDE: usize = 4;
+const SIDE: usize = 4;
 /// Bytes between a read of the weights and the prefetch issued with it.
 pub(super) const AHEAD: usize = 1024;
 
@@ -121,19 +121,12 @@ pub(super) trait Column<V: Lanes> {
     /// Whether products of a piece are sums of the whole row's kind, to which the next piece's are added.
     const CARRIED: bool;
 
-    /// Converts `cols` columns of a feature's weights from column `col` on, padded with zeros to whole vectors, and asks
-    /// for as many of row and column `next`, which may be anywhere. Returns what products with them are multiplied with.
+    /// Converts `cols` columns of a feature's weights from column `col` on, padded with zeros to whole vectors. Returns
+    /// what products with them are multiplied with.
     ///
     /// # Safety
     /// They are a piece of the product, `to` is valid for `COLS`. The processor has the instruction set.
-    unsafe fn convert(
-        product: &Product,
-        feature: usize,
-        col: usize,
-        cols: usize,
-        next: (*const u8, usize),
-        to: *mut f32,
-    ) -> f32;
+    unsafe fn convert(product: &Product, feature: usize, col: usize, cols: usize, to: *mut f32) -> f32;
 
     /// `sum` and a product in each lane.
     ///
@@ -156,16 +149,9 @@ impl<V: Lanes> Column<V> for Floats {
     const CARRIED: bool = true;
 
     #[inline(always)]
-    unsafe fn convert(
-        product: &Product,
-        feature: usize,
-        col: usize,
-        cols: usize,
-        next: (*const u8, usize),
-        to: *mut f32,
-    ) -> f32 {
+    unsafe fn convert(product: &Product, feature: usize, col: usize, cols: usize, to: *mut f32) -> f32 {
         // SAFETY: the caller's contract.
-        unsafe { with_element!(product.float, E => convert::<V, E>(product.weight(feature), col, cols, next, to)) };
+        unsafe { with_element!(product.float, E => convert::<V, E>(product.weight(feature), col, cols, to)) };
         1.0
     }
 
@@ -299,7 +285,25 @@ impl Kernel for Few<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         // SAFETY: as for `Many`.
-        unsafe { with_element!(self.0.float, E => streams::<V, E>(&self.0)) }
+        unsafe { with_element!(self.0.float, E => streams::<(V, E)>(&self.0)) }
+    }
+}
+
+/// Dot products of a few rows.
+pub(super) trait Dots {
+    /// Of `R` features with the `T` rows from `row` on.
+    ///
+    /// # Safety
+    /// The features and rows lie inside the product; the processor has the instruction set.
+    unsafe fn dots<const R: usize, const T: usize>(product: &Product, features: [usize; R], row: usize);
+}
+
+/// Vectors, and elements that are converted to floats.
+impl<V: Lanes, E: Element> Dots for (V, E) {
+    #[inline(always)]
+    unsafe fn dots<const R: usize, const T: usize>(product: &Product, features: [usize; R], row: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { dots::<V, E, R, T>(product, features, row) }
     }
 }
 
@@ -308,16 +312,16 @@ impl Kernel for Few<'_> {
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-unsafe fn streams<V: Lanes, E: Element>(product: &Product) {
+pub(super) unsafe fn streams<D: Dots>(product: &Product) {
     let mut row = 0;
     while row < product.rows {
         let count = (product.rows - row).min(3);
         // SAFETY: so many rows are left.
         unsafe {
             match count {
-                1 => stream::<V, E, 1>(product, row),
-                2 => stream::<V, E, 2>(product, row),
-                _ => stream::<V, E, 3>(product, row),
+                1 => stream::<D, 1>(product, row),
+                2 => stream::<D, 2>(product, row),
+                _ => stream::<D, 3>(product, row),
             }
         }
         row += count;
@@ -329,16 +333,15 @@ unsafe fn streams<V: Lanes, E: Element>(product: &Product) {
 /// # Safety
 /// `row + T <= product.rows`.
 #[inline(always)]
-unsafe fn stream<V: Lanes, E: Element, const T: usize>(product: &Product, row: usize) {
+unsafe fn stream<D: Dots, const T: usize>(product: &Product, row: usize) {
     let part = product.features / SIDE;
     // SAFETY: every feature is below `product.features`, every row below `product.rows`.
     unsafe {
         for i in 0..part {
-            let features = [i, part + i, 2 * part + i, 3 * part + i];
-            dots::<V, E, SIDE, T>(product, features, row);
+            D::dots::<SIDE, T>(product, [i, part + i, 2 * part + i, 3 * part + i], row);
         }
         for feature in SIDE * part..product.features {
-            dots::<V, E, 1, T>(product, [feature], row);
+            D::dots::<1, T>(product, [feature], row);
         }
     }
 }
@@ -453,6 +456,7 @@ pub(super) unsafe fn converted<V: Lanes, C: Column<V>>(product: &Product) {
     let scales = room.scales.as_mut_ptr().cast::<f32>();
     let places = room.places.as_mut_ptr().cast::<*const f32>();
     let width = piece_width(product.cols, C::COLS);
+    let col_bytes = product.row_bytes / (product.taps * product.cols);
     // Taps of which a piece has all columns.
     let side_by_side = (C::COLS / width).clamp(1, product.taps);
     // Long rows do not stay in the cache as a whole: each piece of them is used for more features then.
@@ -478,16 +482,20 @@ pub(super) unsafe fn converted<V: Lanes, C: Column<V>>(product: &Product) {
                     let last = tap + taps == product.taps && col + cols == product.cols;
                     for f in 0..features {
                         for i in 0..taps {
-                            let (from, to) = (product.weight(feature + f), w.add(f * C::COLS + i * width));
                             let at = (tap + i) * product.cols + col;
                             // About where the next piece begins: of the next features, or of these. Of several taps
                             // a piece has all columns.
-                            let next = if last {
-                                (from.wrapping_add(features * product.row_bytes), i * product.cols)
+                            let ahead = if last {
+                                features * product.row_bytes + i * product.cols * col_bytes
                             } else {
-                                (from, at + taps * cols)
+                                (at + taps * cols) * col_bytes
                             };
-                            scales.add(f).write(C::convert(product, feature + f, at, cols, next, to));
+                            let next = product.weight(feature + f).wrapping_add(ahead);
+                            for byte in (0..cols * col_bytes).step_by(64) {
+                                V::prefetch(next.wrapping_add(byte));
+                            }
+                            let to = w.add(f * C::COLS + i * width);
+                            scales.add(f).write(C::convert(product, feature + f, at, cols, to));
                         }
                     }
                     let x = places.add(tap * ROWS);
@@ -514,26 +522,15 @@ pub(super) unsafe fn converted<V: Lanes, C: Column<V>>(product: &Product) {
     }
 }
 
-/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors, and asks for as many of
-/// row and element `next`, which may be anywhere.
+/// Converts `cols` elements of a row from element `col` on, padded with zeros to whole vectors.
 ///
 /// # Safety
 /// The row is valid for `col + cols` elements, `to` for `COLS`; `cols <= COLS`.
 #[inline(always)]
-unsafe fn convert<V: Lanes, E: Element>(
-    row: *const u8,
-    col: usize,
-    cols: usize,
-    next: (*const u8, usize),
-    to: *mut f32,
-) {
+unsafe fn convert<V: Lanes, E: Element>(row: *const u8, col: usize, cols: usize, to: *mut f32) {
     let mut i = 0;
     // SAFETY: below `cols`; the padding ends at a multiple of the vector's size, which divides `COLS`.
     unsafe {
-        let next = next.0.wrapping_add(next.1 * E::BYTES);
-        for byte in (0..cols * E::BYTES).step_by(64) {
-            V::prefetch(next.wrapping_add(byte));
-        }
         let from = row.add(col * E::BYTES);
         while i + V::N <= cols {
             E::load::<V>(from.add(i * E::BYTES)).store(to.add(i));

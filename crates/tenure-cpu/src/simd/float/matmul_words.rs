@@ -11,7 +11,7 @@ use crate::simd::float::element::Float;
 use crate::simd::float::lanes_portable::Plain;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::float::lanes_x86::Avx512;
-use crate::simd::float::matmul::{AHEAD, CONVERT_FROM, Column, Out, Product, SIDE, Source, converted};
+use crate::simd::float::matmul::{AHEAD, CONVERT_FROM, Column, Dots, Out, Product, Source, converted, streams};
 use crate::simd::float::words::{LANES, Line, PAIRS, Words, exponent, exponents_of, lines_of, powers, width};
 
 /// [`matmul`](super::matmul::matmul) of weights in BF16 with rows [in words](super::words::to_words), of `cols` columns
@@ -64,7 +64,7 @@ unsafe fn words_portable(product: &Product) {
     unsafe {
         match product.rows {
             CONVERT_FROM.. => converted::<Plain<LANES>, Pairs>(product),
-            _ => streams::<Plain<LANES>>(product),
+            _ => streams::<(Plain<LANES>, Pairs)>(product),
         }
     }
 }
@@ -86,7 +86,7 @@ unsafe fn many_words_avx512(product: &Product) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn few_words_avx512(product: &Product) {
     // SAFETY: this function's own contract.
-    unsafe { streams::<Avx512>(product) }
+    unsafe { streams::<(Avx512, Pairs)>(product) }
 }
 
 /// Two columns, as words.
@@ -98,20 +98,9 @@ impl<V: Words> Column<V> for Pairs {
     const CARRIED: bool = false;
 
     #[inline(always)]
-    unsafe fn convert(
-        product: &Product,
-        feature: usize,
-        col: usize,
-        cols: usize,
-        next: (*const u8, usize),
-        to: *mut f32,
-    ) -> f32 {
+    unsafe fn convert(product: &Product, feature: usize, col: usize, cols: usize, to: *mut f32) -> f32 {
         // SAFETY: the caller's contract; a pair takes four bytes, and pieces are whole vectors.
         unsafe {
-            let next = next.0.wrapping_add(4 * next.1);
-            for line in 0..cols / LANES {
-                V::prefetch(next.wrapping_add(64 * line));
-            }
             let (from, [scale, inverse]) = piece_of::<V>(product, feature, col, cols);
             let scale = V::splat(scale);
             for line in 0..cols / LANES {
@@ -149,85 +138,45 @@ unsafe fn piece_of<V: Words>(product: &Product, feature: usize, col: usize, cols
     }
 }
 
-/// All features for a few rows.
-///
-/// # Safety
-/// As for [`matmul_words`]; the processor has the instruction set of `V`.
-#[inline(always)]
-unsafe fn streams<V: Words>(product: &Product) {
-    let mut row = 0;
-    while row < product.rows {
-        let count = (product.rows - row).min(3);
-        // SAFETY: so many rows are left.
+impl<V: Words> Dots for (V, Pairs) {
+    #[inline(always)]
+    unsafe fn dots<const R: usize, const T: usize>(product: &Product, features: [usize; R], row: usize) {
+        // SAFETY: offsets stay below the row's length, except those of prefetches, which may point anywhere; the units of
+        // pieces lie behind a row's words.
         unsafe {
-            match count {
-                1 => stream::<V, 1>(product, row),
-                2 => stream::<V, 2>(product, row),
-                _ => stream::<V, 3>(product, row),
-            }
-        }
-        row += count;
-    }
-}
-
-/// All features for `T` rows, as in [`matmul`](super::matmul).
-///
-/// # Safety
-/// `row + T <= product.rows`.
-#[inline(always)]
-unsafe fn stream<V: Words, const T: usize>(product: &Product, row: usize) {
-    let part = product.features / SIDE;
-    // SAFETY: every feature is below `product.features`, every row below `product.rows`.
-    unsafe {
-        for i in 0..part {
-            let features = [i, part + i, 2 * part + i, 3 * part + i];
-            dots::<V, SIDE, T>(product, features, row);
-        }
-        for feature in SIDE * part..product.features {
-            dots::<V, 1, T>(product, [feature], row);
-        }
-    }
-}
-
-/// # Safety
-/// The features and rows lie inside the product.
-#[inline(always)]
-unsafe fn dots<V: Words, const R: usize, const T: usize>(product: &Product, features: [usize; R], row: usize) {
-    // SAFETY: offsets stay below the row's length, except those of prefetches, which may point anywhere; the units of
-    // pieces lie behind a row's words.
-    unsafe {
-        let (x, stride) = product.x(row);
-        let width = width(product.cols);
-        let mut sums = [[V::splat(0.0); T]; R];
-        for (piece, col) in (0..product.cols).step_by(width).enumerate() {
-            let cols = width.min(product.cols - col);
-            let (mut w, mut scales, mut inverses) = ([product.w; R], [V::splat(0.0); R], [0.0; R]);
-            for r in 0..R {
-                let (from, [scale, inverse]) = piece_of::<V>(product, features[r], col, cols);
-                (w[r], scales[r], inverses[r]) = (from, V::splat(scale), inverse);
-            }
-            let mut products = [[V::splat(0.0); T]; R];
-            for i in (0..cols).step_by(LANES) {
+            let (x, stride) = product.x(row);
+            let width = width(product.cols);
+            let mut sums = [[V::splat(0.0); T]; R];
+            for (piece, col) in (0..product.cols).step_by(width).enumerate() {
+                let cols = width.min(product.cols - col);
+                let (mut w, mut scales, mut inverses) = ([product.w; R], [V::splat(0.0); R], [0.0; R]);
                 for r in 0..R {
-                    // Twice as far as where floats are read, for a line is done with sooner.
-                    V::prefetch(w[r].wrapping_add(4 * i + 2 * AHEAD));
-                    let words = V::words_of_bf16(w[r].add(4 * i), scales[r]);
-                    for t in 0..T {
-                        let x = V::load(x.add(t * stride + col + i));
-                        products[r][t] = words.add_words(x, products[r][t]);
+                    let (from, [scale, inverse]) = piece_of::<V>(product, features[r], col, cols);
+                    (w[r], scales[r], inverses[r]) = (from, V::splat(scale), inverse);
+                }
+                let mut products = [[V::splat(0.0); T]; R];
+                for i in (0..cols).step_by(LANES) {
+                    for r in 0..R {
+                        // Twice as far as where floats are read, for a line is done with sooner.
+                        V::prefetch(w[r].wrapping_add(4 * i + 2 * AHEAD));
+                        let words = V::words_of_bf16(w[r].add(4 * i), scales[r]);
+                        for t in 0..T {
+                            let x = V::load(x.add(t * stride + col + i));
+                            products[r][t] = words.add_words(x, products[r][t]);
+                        }
+                    }
+                }
+                for t in 0..T {
+                    let unit = x.add(t * stride + product.cols + piece).read();
+                    for r in 0..R {
+                        sums[r][t] = Pairs::add_piece(products[r][t], inverses[r] * unit, sums[r][t]);
                     }
                 }
             }
-            for t in 0..T {
-                let unit = x.add(t * stride + product.cols + piece).read();
-                for r in 0..R {
-                    sums[r][t] = Pairs::add_piece(products[r][t], inverses[r] * unit, sums[r][t]);
+            for r in 0..R {
+                for t in 0..T {
+                    product.place(row + t, features[r]).write(sums[r][t].sum());
                 }
-            }
-        }
-        for r in 0..R {
-            for t in 0..T {
-                product.place(row + t, features[r]).write(sums[r][t].sum());
             }
         }
     }

@@ -33,8 +33,7 @@ pub fn takes_words(isa: Isa, cols: usize) -> bool {
 
 /// How many [`Line`]s a row of `cols` columns takes.
 pub const fn lines_of(cols: usize) -> usize {
-    let pairs = cols / 2;
-    if pairs == 0 { 0 } else { pairs / LANES + pairs.div_ceil(width(pairs)).div_ceil(LANES) }
+    cols / (2 * LANES) + exponents_of(cols).div_ceil(LANES)
 }
 
 /// Pairs of each piece of a row of `pairs` pairs, but for the last.
