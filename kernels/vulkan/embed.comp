@@ -21,7 +21,7 @@ void main() {
         return;
     }
     vec4 v[4];
-    decode(base[0] + (token - table_first) * row_words, cols, unit, v);
+    decode(base[0] + (token - table_first) * row_words, cols, unit / 2u, unit % 2u, v);
     uint to = base[1] + row * cols + UNIT * unit;
     for (uint i = 0u; i < UNIT; i++) {
         if (UNIT * unit + i < cols) {

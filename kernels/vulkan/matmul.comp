@@ -7,21 +7,15 @@
 #include "common.glsl"
 #define WEIGHT_BINDING 1
 #include "quant.glsl"
+#include "rows.glsl"
 
-layout(set = 1, binding = 0, std430) readonly buffer X { float x[]; };
-layout(set = 1, binding = 0, std430) readonly buffer XByFour { vec4 x4[]; };
 layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
 layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
-
-// Four activations from word `at` on.
-vec4 four_of(uint at, bool aligned) {
-    return aligned ? x4[at / 4u] : vec4(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
-}
 
 const uint FEATURES = 64u;
 const uint ROWS = 32u;
 // Elements of a row taken at a time, in fours; one four more keeps rows in different banks.
-const uint DEPTH = 2u * UNIT;
+const uint DEPTH = BLOCK;
 const uint STRIDE = DEPTH / 4u + 1u;
 // Lanes side by side, and features or rows of each.
 const uint ACROSS = 16u;
@@ -40,7 +34,7 @@ void main() {
         return;
     }
     rows = min(rows - row, ROWS);
-    bool aligned = ((base[0] | k) & 3u) == 0u;
+    bool aligned = is_aligned(k);
 
     float sum[EACH][EACH];
     for (uint j = 0u; j < EACH; j++) {
@@ -57,7 +51,7 @@ void main() {
             uint unit = from / UNIT + lane % 2u;
             vec4 w[4] = vec4[](vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
             if (first_feature + f < features && UNIT * unit < k) {
-                decode(base[1] + (first_feature + f) * row_words, k, unit, w);
+                decode(base[1] + (first_feature + f) * row_words, k, from / BLOCK, lane % 2u, w);
             }
             for (uint i = 0u; i < 4u; i++) {
                 tile_w[f * STRIDE + 4u * (lane % 2u) + i] = w[i];
@@ -67,20 +61,8 @@ void main() {
         for (uint n = lane; n < ROWS * DEPTH / 4u; n += LANES) {
             uint r = n / (DEPTH / 4u);
             uint four = n % (DEPTH / 4u);
-            uint e = from + 4u * four;
-            uint at = base[0] + (row + r) * k + e;
-            vec4 v = vec4(0.0);
-            if (r < rows) {
-                if (e + 4u <= k) {
-                    v = four_of(at, aligned);
-                } else {
-                    for (uint i = 0u; i < 3u; i++) {
-                        if (e + i < k) {
-                            v[i] = x[at + i];
-                        }
-                    }
-                }
-            }
+            uint at = base[0] + (row + r) * k;
+            vec4 v = r < rows ? four_within(at, from + 4u * four, k, aligned) : vec4(0.0);
             tile_x[r * STRIDE + four] = v;
         }
         barrier();

@@ -1,12 +1,12 @@
 // x w^T (+ bias) for many rows, by cooperative matrices (GL_KHR_cooperative_matrix): a workgroup computes 64 features of
 // 128 rows, 32 elements of both at a time in shared memory as f16, of which each subgroup multiplies its share into f32
-// sums.
+// sums. The rows are those of rows_to_f16.
 //
-// So that numbers of any size fit into f16, each row is multiplied by a power of two that brings its largest to 2^14 or
-// above, and so are the weights of the workgroup: where larger ones come, what was summed up so far is scaled down to
-// them.
+// So that numbers of any size fit into f16, the weights of the workgroup are multiplied by a power of two that brings the
+// largest to 2^14 or above: where larger ones come, what was summed up so far is scaled down to them.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
@@ -17,6 +17,7 @@
 #include "common.glsl"
 #define WEIGHT_BINDING 1
 #include "quant.glsl"
+#include "f16_rows.glsl"
 
 // Rows, features and elements of the matrices, and invocations of a subgroup: a byte each.
 layout(constant_id = 1) const uint SHAPE = 0x20101010u;
@@ -25,49 +26,26 @@ const uint N = (SHAPE >> 8) & 0xffu;
 const uint K = (SHAPE >> 16) & 0xffu;
 const uint SUBGROUP = SHAPE >> 24;
 
-layout(set = 1, binding = 0, std430) readonly buffer X { float x[]; };
-layout(set = 1, binding = 0, std430) readonly buffer XByFour { vec4 x4[]; };
+layout(set = 1, binding = 0, std430) readonly buffer X { f16vec4 x4[]; };
+layout(set = 1, binding = 0, std430) readonly buffer XScales { float x_scales[]; };
 layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
 layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
 
 const uint FEATURES = 64u;
 const uint ROWS = 128u;
-// Elements of a row taken at a time; eight more keep rows in different banks.
-const uint DEPTH = 2u * UNIT;
-const uint STRIDE = DEPTH + 8u;
+// Elements of a row taken at a time, in fours; two fours more keep rows in different banks.
+const uint DEPTH = BLOCK;
+const uint STRIDE = DEPTH / 4u + 2u;
 // Matrices of a subgroup: side by side and below one another.
 const uint WIDE = 2u;
 const uint HIGH = (ROWS / M) * (FEATURES / N) / (LANES / SUBGROUP) / WIDE;
-// Lanes that look through a row.
-const uint SHARERS = 8u;
 
-shared float16_t tile_w[FEATURES * STRIDE];
-shared float16_t tile_x[ROWS * STRIDE];
-// What lanes find of rows; then the sums of one matrix of each subgroup.
-shared float staged[ROWS * SHARERS];
-// The biased exponent of each row's largest activation.
-shared uint exponents[ROWS];
+shared f16vec4 tile_w[FEATURES * STRIDE];
+shared f16vec4 tile_x[ROWS * STRIDE];
+// The sums of one matrix of each subgroup.
+shared float staged[LANES / SUBGROUP * M * N];
 // The largest of the weights that each subgroup decoded, of this turn and the next.
 shared float largest[2][LANES / SUBGROUP];
-
-// Four activations of a row from element `e` on, zeros behind its end.
-vec4 four_of(uint at, uint e, bool aligned) {
-    if (e + 4u <= k) {
-        return aligned ? x4[(at + e) / 4u] : vec4(x[at + e], x[at + e + 1u], x[at + e + 2u], x[at + e + 3u]);
-    }
-    vec4 v = vec4(0.0);
-    for (uint i = 0u; i < 3u; i++) {
-        if (e + i < k) {
-            v[i] = x[at + e + i];
-        }
-    }
-    return v;
-}
-
-// The biased exponent of a number, so far inside that 2^14 over its power of two and the inverse of that are normal.
-uint exponent_of(float most) { return clamp(floatBitsToUint(most) >> 23, 16u, 254u); }
-float scale_of(uint exponent) { return uintBitsToFloat((268u - exponent) << 23); }
-float inverse_of(uint exponent) { return uintBitsToFloat((exponent - 14u) << 23); }
 
 // This lane's unit of weights from element `from` on, two of a row: zeros beyond the weights. Tells of the largest.
 void take(uint first_feature, uint from, out vec4 w[4]) {
@@ -75,7 +53,7 @@ void take(uint first_feature, uint from, out vec4 w[4]) {
     uint unit = from / UNIT + gl_LocalInvocationID.x % 2u;
     w = vec4[](vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
     if (first_feature + f < features && UNIT * unit < k) {
-        decode(base[1] + (first_feature + f) * row_words, k, unit, w);
+        decode(base[1] + (first_feature + f) * row_words, k, from / BLOCK, gl_LocalInvocationID.x % 2u, w);
     }
     vec4 four = max(max(abs(w[0]), abs(w[1])), max(abs(w[2]), abs(w[3])));
     float most = subgroupMax(max(max(four.x, four.y), max(four.z, four.w)));
@@ -93,23 +71,8 @@ void main() {
         return;
     }
     rows = min(rows - row, ROWS);
-    bool aligned = ((base[0] | k) & 3u) == 0u;
-
-    for (uint r = lane / SHARERS; r < rows; r += LANES / SHARERS) {
-        vec4 most = vec4(0.0);
-        for (uint e = 4u * (lane % SHARERS); e < k; e += 4u * SHARERS) {
-            most = max(most, abs(four_of(base[0] + (row + r) * k, e, aligned)));
-        }
-        staged[r * SHARERS + lane % SHARERS] = max(max(most.x, most.y), max(most.z, most.w));
-    }
-    barrier();
-    for (uint r = lane; r < rows; r += LANES) {
-        float most = 0.0;
-        for (uint i = 0u; i < SHARERS; i++) {
-            most = max(most, staged[r * SHARERS + i]);
-        }
-        exponents[r] = exponent_of(most);
-    }
+    uint x_words = f16_row_words(k);
+    uint first_row = base[0] + row * x_words;
     vec4 w[4];
     take(first_feature, 0u, w);
     barrier();
@@ -138,22 +101,18 @@ void main() {
             }
             exponent += less;
         }
-        uint to = lane / 2u * STRIDE + UNIT * (lane % 2u);
         for (uint i = 0u; i < 4u; i++) {
-            for (uint j = 0u; j < 4u; j++) {
-                tile_w[to + 4u * i + j] = float16_t(w[i][j] * scale_of(exponent));
-            }
+            tile_w[lane / 2u * STRIDE + 4u * (lane % 2u) + i] = f16vec4(w[i] * scale_of(exponent));
         }
         for (uint n = lane; n < ROWS * DEPTH / 4u; n += LANES) {
             uint r = n / (DEPTH / 4u);
-            uint e = 4u * (n % (DEPTH / 4u));
-            vec4 v = vec4(0.0);
-            if (r < rows) {
-                v = four_of(base[0] + (row + r) * k, from + e, aligned) * scale_of(exponents[r]);
+            uint four = n % (DEPTH / 4u);
+            f16vec4 v = f16vec4(0.0);
+            // Rows end with zeros up to the end of a four.
+            if (r < rows && from + 4u * four < k) {
+                v = x4[(first_row + r * x_words + HEADER + from / 2u) / 2u + four];
             }
-            for (uint j = 0u; j < 4u; j++) {
-                tile_x[r * STRIDE + e + j] = float16_t(v[j]);
-            }
+            tile_x[r * STRIDE + four] = v;
         }
         barrier();
         // The next ones, while these are multiplied.
@@ -161,12 +120,12 @@ void main() {
         for (uint e = 0u; e < DEPTH; e += K) {
             coopmat<float16_t, gl_ScopeSubgroup, K, N, gl_MatrixUseB> b[WIDE];
             for (uint j = 0u; j < WIDE; j++) {
-                coopMatLoad(b[j], tile_w, (across + N * j) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
+                coopMatLoad(b[j], tile_w, (across + N * j) * STRIDE + e / 4u, STRIDE, gl_CooperativeMatrixLayoutColumnMajor);
             }
             for (uint i = 0u; i < HIGH; i++) {
                 if (down + M * i < rows) {
                     coopmat<float16_t, gl_ScopeSubgroup, M, K, gl_MatrixUseA> a;
-                    coopMatLoad(a, tile_x, (down + M * i) * STRIDE + e, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+                    coopMatLoad(a, tile_x, (down + M * i) * STRIDE + e / 4u, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
                     for (uint j = 0u; j < WIDE; j++) {
                         sums[WIDE * i + j] = coopMatMulAdd(a, b[j], sums[WIDE * i + j]);
                     }
@@ -183,7 +142,7 @@ void main() {
             uint r = down + M * (i / WIDE) + e / N;
             uint f = first_feature + across + N * (i % WIDE) + e % N;
             if (r < rows && f < features) {
-                float y = staged[room + e] * inverse_of(exponent) * inverse_of(exponents[r]);
+                float y = staged[room + e] * inverse_of(exponent) * x_scales[first_row + r * x_words];
                 if (has_bias != 0u) {
                     y += bias[base[2] + out_first + f];
                 }

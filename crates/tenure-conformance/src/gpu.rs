@@ -14,18 +14,28 @@ pub struct Gpu {
     log: ValidationLog,
 }
 
-/// The first Vulkan device with cooperative matrices in use, where it has some; else says so.
+/// The ways to multiply that the first Vulkan device has beside the one that every device has: by integer dot products, by
+/// cooperative matrices, by both. Says what it lacks.
 ///
 /// # Panics
-/// When it has none although the environment has `TENURE_COOPERATIVE`, as where CI runs a driver that is chosen for them.
-pub fn cooperative() -> Option<Caps> {
-    let first = tenure_vulkan::devices().ok().and_then(|found| found.into_iter().next());
-    let has = first.is_some_and(|device| device.features.cooperative_matrix.is_some());
-    if !has {
-        assert!(std::env::var_os("TENURE_COOPERATIVE").is_none(), "this driver must have cooperative matrices");
-        eprintln!("NOT TESTED: the first Vulkan device has no cooperative matrices");
-    }
-    has.then(|| Caps { cooperative_matrix: Some(true), ..Caps::default() })
+/// When it lacks integer dot products in CI, whose driver has them, or cooperative matrices although the environment has
+/// `TENURE_COOPERATIVE`, as where CI runs a driver that is chosen for them.
+pub fn products() -> Vec<Caps> {
+    let Some(features) = tenure_vulkan::devices().ok().and_then(|found| Some(found.first()?.features)) else {
+        return Vec::new();
+    };
+    let has = |what: &str, has: bool, demand: &str| {
+        if !has {
+            assert!(std::env::var_os(demand).is_none(), "this driver must have {what}");
+            eprintln!("NOT TESTED: the first Vulkan device has no {what}");
+        }
+        has
+    };
+    let integer = has("integer dot products", features.integer_dot, "CI");
+    let cooperative = has("cooperative matrices", features.cooperative_matrix.is_some(), "TENURE_COOPERATIVE");
+    let ways = [(true, false), (false, true), (true, true)].into_iter();
+    let there = ways.filter(|way| (!way.0 || integer) && (!way.1 || cooperative));
+    there.map(|way| Caps { integer_dot: Some(way.0), cooperative_matrix: Some(way.1), ..Caps::default() }).collect()
 }
 
 impl Gpu {
@@ -48,12 +58,17 @@ impl Gpu {
         let options = VulkanOptions { validation: Some(log.clone()), caps, ..VulkanOptions::default() };
         match Vulkan::open_failing(&options, driver) {
             Ok(backend) => {
-                let fastest = match (backend.info().features.cooperative_matrix, caps.cooperative_matrix) {
-                    (Some(_), Some(true)) => KernelSet::Cooperative,
-                    (Some(_), Some(false)) => KernelSet::Subgroup,
-                    (_, _) => backend.info().kernels(),
-                };
-                let expected = if caps.no_subgroup_arithmetic { KernelSet::Plain } else { fastest };
+                let mut expected = backend.info().kernels();
+                let features = backend.info().features;
+                if let Some(wanted) = caps.integer_dot {
+                    expected.integer = wanted && features.integer_dot;
+                }
+                if let Some(wanted) = caps.cooperative_matrix {
+                    expected.cooperative = wanted && features.cooperative_matrix.is_some();
+                }
+                if caps.no_subgroup_arithmetic {
+                    expected = KernelSet::PLAIN;
+                }
                 assert_eq!(backend.kernels(), expected);
                 Some(Gpu { backend: Arc::new(backend), log })
             }
@@ -71,6 +86,16 @@ impl Gpu {
                 None
             }
             Err(error) => panic!("a device is there and cannot be opened: {error}"),
+        }
+    }
+
+    /// What rounding to f16, to integers of 16 bits or to nothing but f32 may do to a model's logits: the normalised mean
+    /// square error against the truth.
+    pub fn rounding(&self) -> f64 {
+        match self.backend.kernels() {
+            kernels if kernels.cooperative => 1e-5,
+            kernels if kernels.integer => 1e-6,
+            _ => 1e-9,
         }
     }
 

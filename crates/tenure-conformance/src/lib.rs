@@ -34,5 +34,5 @@ pub use bound::{Bound, NOTHING, bind, bind_with_cache, rows_of};
 pub use driver::{DriverFault, DriverFaults};
 pub use faulty::{Fault, Faulty, Operation};
 pub use fixtures::{Golden, GoldenCase, Temporary, fixture, goldens};
-pub use gpu::{Gpu, cooperative};
+pub use gpu::{Gpu, products};
 pub use poisoned::{POISON, Poisoned};

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure::vulkan::{Caps, KernelSet};
+use tenure::vulkan::Caps;
 use tenure::{
     ByteSize, Cancel, Deadline, Device, Engine, ErrorKind, KvType, LoadOptions, Stop, Text, TextOptions, Wanted,
     WeightStore,
 };
 use tenure_conformance::checks::{PROMPT, load, nmse, same_bits, soon, whole_life};
-use tenure_conformance::{Faulty, Gpu, Poisoned, checks, cooperative, fixture, goldens};
+use tenure_conformance::{Faulty, Gpu, Poisoned, checks, fixture, goldens, products};
 use tenure_device::Backend;
 
 fn engine(backend: Arc<dyn Backend>) -> Engine {
@@ -28,13 +28,13 @@ fn lesser() -> Caps {
 }
 
 /// Nothing is quantised but the weights themselves, whose blocks the truth has too, so only rounding is left; to f16, of
-/// what cooperative matrices multiply.
+/// what cooperative matrices multiply, and to 16 bits, of what integer dot products do.
 #[test]
 fn logits_and_greedy_tokens_agree_with_the_truth() {
-    for caps in [Caps::default(), lesser()].into_iter().chain(cooperative()) {
+    for caps in [Caps::default(), lesser()].into_iter().chain(products()) {
         let Some(gpu) = Gpu::open(caps) else { return };
         let engine = engine(Arc::new(Poisoned::new(gpu.backend.clone())));
-        let bound = if gpu.backend.kernels() == KernelSet::Cooperative { 1e-5 } else { 1e-9 };
+        let bound = gpu.rounding();
         checks::truth(&engine, |_| bound);
         drop(engine);
         gpu.close();
@@ -42,12 +42,12 @@ fn logits_and_greedy_tokens_agree_with_the_truth() {
 }
 
 /// The same work gives the same bits; other chunks, other caches and other company change no more than rounding, to f16
-/// where cooperative matrices multiply the chunks that have many rows.
+/// where cooperative matrices multiply the chunks that have many rows, to 16 bits where integer dot products do.
 #[test]
 fn results_depend_on_nothing_but_the_prompt() {
-    for caps in std::iter::once(Caps::default()).chain(cooperative()) {
+    for caps in std::iter::once(Caps::default()).chain(products()) {
         let Some(gpu) = Gpu::open(caps) else { return };
-        let bound = if gpu.backend.kernels() == KernelSet::Cooperative { 1e-5 } else { 1e-9 };
+        let bound = gpu.rounding();
         nothing_but_the_prompt(gpu, bound);
     }
 }

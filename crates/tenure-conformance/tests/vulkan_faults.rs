@@ -21,6 +21,7 @@ const LESSER: Caps = Caps {
     allocation: None,
     work: None,
     no_subgroup_arithmetic: false,
+    integer_dot: None,
     cooperative_matrix: None,
 };
 /// What is more than any wait here needs on a busy machine.

@@ -57,7 +57,7 @@ fn table_of(dtype: DType, header: &[u8]) -> Vec<f32> {
 }
 
 fn listed(text: &str, name: &str) -> Vec<f32> {
-    let (_, after) = text.split_once(&format!("const float {name}[16] = float[](")).expect("is there");
+    let (_, after) = text.split_once(&format!("const int {name}[16] = int[](")).expect("is there");
     let (list, _) = after.split_once(')').expect("ends");
     list.split(',').map(|value| value.trim().parse().expect("a number")).collect()
 }

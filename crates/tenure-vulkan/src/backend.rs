@@ -17,7 +17,7 @@ use crate::explain::kernels_within;
 use crate::kernel::{KernelSet, MOST_HEAD};
 use crate::lane::VulkanLane;
 use crate::layout::{KvLayout, WORD, weight_bytes};
-use crate::lower::{Bounds, Sites, lower, ropes};
+use crate::lower::{Bounds, Sites, lower, ropes, rows_bytes};
 use crate::raw::buffer::{Buffer, Home, allocation_bytes};
 use crate::raw::device::{Gpu, GpuError, called};
 #[cfg(feature = "testing")]
@@ -52,6 +52,9 @@ pub struct Caps {
     pub no_mapped_memory: bool,
     /// Kernels are the plain ones: no arithmetic across subgroups.
     pub no_subgroup_arithmetic: bool,
+    /// Whether integer dot products are used where there are some, for products of quantised weights; activations are
+    /// rounded to 16 bits for them. `None`: where the device says that they are faster than other instructions.
+    pub integer_dot: Option<bool>,
     /// Whether cooperative matrices are used where there are some, for products of many rows; weights and activations are
     /// rounded to f16 for them. `None`: on GPUs, for a processor gains nothing by them.
     pub cooperative_matrix: Option<bool>,
@@ -66,11 +69,14 @@ pub struct Caps {
 impl Caps {
     /// The kernels that a device runs under these.
     pub(crate) fn kernels(&self, info: &DeviceInfo) -> KernelSet {
-        let cooperative = self.cooperative_matrix.unwrap_or(info.kind != DeviceKind::Cpu);
-        match KernelSet::of(&info.features) {
-            _ if self.no_subgroup_arithmetic => KernelSet::Plain,
-            KernelSet::Cooperative if !cooperative => KernelSet::Subgroup,
-            fastest => fastest,
+        if self.no_subgroup_arithmetic {
+            return KernelSet::PLAIN;
+        }
+        let all = KernelSet::of(&info.features);
+        KernelSet {
+            integer: all.integer && self.integer_dot.unwrap_or(info.features.integer_dot_accelerated),
+            cooperative: all.cooperative && self.cooperative_matrix.unwrap_or(info.kind != DeviceKind::Cpu),
+            ..all
         }
     }
 }
@@ -216,6 +222,7 @@ impl Shared {
             window: limits.window.saturating_sub(limits.align),
             groups: limits.groups,
             work: limits.work,
+            integer: self.gpu.kernels.integer,
             cooperative: self.gpu.cooperative(),
         }
     }
@@ -253,10 +260,12 @@ impl Shared {
         }
     }
 
-    /// Bytes that kernels leave for one another: parts of attention, which are joined before the largest logits of parts of
-    /// rows are looked for in the same place.
+    /// Bytes that kernels leave for one another, in one place after another: rows of activations as products read them,
+    /// parts of attention, the largest logits of parts of rows.
     pub(crate) fn scratch_bytes(&self, plan: &Plan) -> u64 {
-        scratch_bytes(plan, self.bounds().window).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
+        let bounds = self.bounds();
+        let parts = scratch_bytes(plan, bounds.window);
+        parts.max(rows_bytes(plan, bounds)).max(Tops::of(plan).map_or(0, Tops::scratch_bytes))
     }
 
     /// How a plan's exchange memory is laid out.

@@ -74,6 +74,8 @@ pub struct Features {
     pub float16: bool,
     pub int8: bool,
     pub integer_dot: bool,
+    /// Whether those of four signed bytes in a word, the ones that kernels take, are faster than other instructions.
+    pub integer_dot_accelerated: bool,
     /// The shape of cooperative matrices that kernels take, where all that they need is there.
     pub cooperative_matrix: Option<CooperativeMatrix>,
     pub subgroup_size: u32,
@@ -111,9 +113,9 @@ impl CooperativeMatrix {
     }
 }
 
-/// Shared memory of `matmul_cooperative` at most: tiles of 64 features and 128 rows of 40 elements in f16, 1024 sums, a
-/// number for each row, and two for each subgroup.
-const SHARED: u32 = (64 + 128) * 40 * 2 + 1024 * 4 + 128 * 4 + 2 * 128 * 4;
+/// Shared memory of `matmul_cooperative` at most: tiles of 64 features and 128 rows of 40 elements in f16, 1024 sums, and
+/// two numbers for each subgroup.
+const SHARED: u32 = (64 + 128) * 40 * 2 + 1024 * 4 + 2 * 128 * 4;
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,6 +139,7 @@ impl fmt::Display for Features {
             (self.float16, "f16"),
             (self.int8, "int8"),
             (self.integer_dot, "dot"),
+            (self.integer_dot_accelerated, "dot-accelerated"),
             (self.subgroup_arithmetic, "subgroup-arithmetic"),
         ];
         write!(f, "subgroup{}", self.subgroup_size)?;
@@ -214,6 +217,7 @@ mod tests {
                 float16: false,
                 int8: false,
                 integer_dot: false,
+                integer_dot_accelerated: false,
                 cooperative_matrix: None,
                 subgroup_size: 1,
                 subgroup_arithmetic: false,

@@ -131,9 +131,10 @@ impl Writer {
         bounds[..header.len()].copy_from_slice(&header);
 
         let placed = Placed { tables: step.tables, positions: step.positions };
-        for (dispatch, counts) in dispatches.iter().zip(counts.as_chunks_mut().0) {
+        let counts = dispatches.iter().zip(counts.as_chunks_mut().0);
+        for (dispatch, counts) in counts.filter(|(dispatch, _)| dispatch.is_in(many)) {
             let rows = dispatch.rows(step.rows(), step.wanted);
-            *counts = dispatch.groups(many, rows, placed);
+            *counts = dispatch.groups(rows, placed);
         }
 
         inputs[places[0]..][..rows].copy_from_slice(step.tokens);

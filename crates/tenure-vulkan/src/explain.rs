@@ -6,7 +6,7 @@ use tenure_device::{DeviceError, StepRows, Wanted, top_len};
 use tenure_graph::{KvType, OutputId, Plan, Rows, Val};
 
 use crate::backend::{Shared, Vulkan};
-use crate::hazard::{Access, Hazards};
+use crate::hazard::Hazards;
 use crate::kernel::Kernel;
 use crate::kinds::{Many, Placed};
 use crate::layout::{KvLayout, WORD, weight_bytes};
@@ -56,8 +56,7 @@ pub(crate) fn kernels_within(
         return Err(DeviceError::UnsupportedKv { kv, head_dim: layer.head_dim });
     }
     let dispatches = lower(plan, &Shared::nowhere(plan, kv, None), bounds).map_err(|error| error.on(device))?;
-    let names = |dispatch: &Dispatch| Many::ALL.map(|many| dispatch.kernel_for(many).name());
-    Ok(dispatches.iter().flat_map(names).collect())
+    Ok(dispatches.iter().map(|dispatch| dispatch.kernel.name()).collect())
 }
 
 impl Vulkan {
@@ -89,10 +88,10 @@ impl Vulkan {
             for dispatch in dispatches[piece].iter().filter(|dispatch| dispatch.is_in(many)) {
                 explanation.barriers += usize::from(hazards.must_wait(dispatch.bound(align)));
                 let rows = dispatch.rows(step, wanted);
-                let groups = dispatch.groups(many, rows, placed);
+                let groups = dispatch.groups(rows, placed);
                 // What there is nothing to do for, or nobody wants, is recorded, but costs next to nothing.
                 if !groups.contains(&0) {
-                    explanation.count(dispatch, many, rows, groups);
+                    explanation.count(dispatch, rows, groups);
                 }
             }
         }
@@ -122,30 +121,28 @@ fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
 }
 
 impl Explanation {
-    fn count(&mut self, dispatch: &Dispatch, many: Many, rows: usize, groups: [u32; 3]) {
-        let kernel = dispatch.kernel_for(many);
+    fn count(&mut self, dispatch: &Dispatch, rows: usize, groups: [u32; 3]) {
+        let kernel = dispatch.kernel;
+        let is_product = kernel.row_form().is_some();
         *self.dispatches.entry(kernel.name()).or_default() += 1;
         let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
-        for (at, (region, access)) in dispatch.operands.iter().enumerate() {
-            match (kernel, at, access) {
+        for (at, (region, _)) in dispatch.operands.iter().enumerate() {
+            match (kernel, at) {
                 // Read anew for each tile of rows.
-                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 1, Access::Read) => {
-                    self.weight_bytes += region.bytes * u64::from(groups[1]);
+                (_, 1) if is_product => self.weight_bytes += region.bytes * u64::from(groups[1]),
+                (Kernel::Embed, 0) => self.weight_bytes += rows * region.bytes / u64::from(dispatch.words[3]).max(1),
+                (_, 2) if is_product => {
+                    self.weight_bytes += if dispatch.words[5] == 0 { 0 } else { region.bytes };
                 }
-                (Kernel::Embed, 0, _) => self.weight_bytes += rows * region.bytes / u64::from(dispatch.words[3]).max(1),
-                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 2, _) if dispatch.words[5] == 0 => {}
-                (Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative, 2, _)
-                | (Kernel::RmsNorm | Kernel::Rope, 1, _) => {
-                    self.weight_bytes += region.bytes;
-                }
-                (Kernel::KvStore, 2, _) | (Kernel::Attention | Kernel::AttentionRows, 1, _) => {}
+                (Kernel::RmsNorm | Kernel::Rope, 1) => self.weight_bytes += region.bytes,
+                (Kernel::KvStore, 2) | (Kernel::Attention | Kernel::AttentionRows, 1) => {}
                 // Parts, which are written here and read where they are joined.
-                (Kernel::Attention, 2, _) if dispatch.parts.is_some() => {
+                (Kernel::Attention, 2) if dispatch.parts.is_some() => {
                     let parts = rows * dispatch.grid.columns * u64::from(groups[2]);
                     self.value_bytes += 2 * parts * (u64::from(dispatch.constants[1]) + 2) * WORD;
                 }
-                (Kernel::AttentionJoin, 0, _) => {}
-                (_, _, _) => self.value_bytes += region.bytes / dispatch.grid.most.max(1) * rows,
+                (Kernel::AttentionJoin, 0) => {}
+                (_, _) => self.value_bytes += region.bytes / dispatch.grid.most.max(1) * rows,
             }
         }
     }

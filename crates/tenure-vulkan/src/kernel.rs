@@ -3,16 +3,25 @@
 use std::fmt;
 
 use crate::devices::Features;
+use crate::layout::WORD;
 
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     Embed,
     RmsNorm,
+    /// Rows of activations as integers of 16 bits, for integer dot products.
+    RowsToI16,
+    /// Rows of activations in f16, for cooperative matrices.
+    RowsToF16,
     /// Products of few rows.
     MatVec,
+    /// The same by integer dot products.
+    MatVecInteger,
     /// Products of many rows.
     MatMul,
+    /// The same by integer dot products.
+    MatMulInteger,
     /// The same by cooperative matrices.
     MatMulCooperative,
     Rope,
@@ -33,36 +42,63 @@ pub(crate) enum Kernel {
     TopK,
 }
 
-/// Which variants of the kernels a device runs. Every kernel has a plain one; the fastest that is there is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which variants of the kernels a device runs beside those that every device with Vulkan 1.1 can. The fastest of those
+/// that are there is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum KernelSet {
-    /// Those that every device with Vulkan 1.1 can run.
-    Plain,
+pub struct KernelSet {
     /// Sums and maxima of workgroups by arithmetic across subgroups, of whatever size.
-    Subgroup,
-    /// Those, and products of many rows by cooperative matrices.
-    Cooperative,
+    pub subgroup: bool,
+    /// Products of quantised weights by integer dot products.
+    pub integer: bool,
+    /// Products of many rows by cooperative matrices.
+    pub cooperative: bool,
 }
 
 impl KernelSet {
-    /// The fastest set that a device with these features can run.
+    /// Those that every device can run.
+    pub const PLAIN: KernelSet = KernelSet { subgroup: false, integer: false, cooperative: false };
+
+    /// All that a device with these features can run.
     pub(crate) const fn of(features: &Features) -> KernelSet {
-        match (features.subgroup_arithmetic, features.cooperative_matrix) {
-            (true, Some(_)) => KernelSet::Cooperative,
-            (true, None) => KernelSet::Subgroup,
-            (false, _) => KernelSet::Plain,
+        let subgroup = features.subgroup_arithmetic;
+        KernelSet {
+            subgroup,
+            integer: subgroup && features.integer_dot && features.storage_16bit && features.storage_8bit,
+            cooperative: subgroup && features.cooperative_matrix.is_some() && features.storage_16bit,
         }
     }
 }
 
 impl fmt::Display for KernelSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            KernelSet::Plain => "plain",
-            KernelSet::Subgroup => "subgroup",
-            KernelSet::Cooperative => "cooperative",
-        })
+        let named = [(self.subgroup, "subgroup"), (self.integer, "integer"), (self.cooperative, "cooperative")];
+        let names: Vec<&str> = named.iter().filter(|(has, _)| *has).map(|&(_, name)| name).collect();
+        f.pad(&if names.is_empty() { "plain".to_owned() } else { names.join("+") })
+    }
+}
+
+/// How a kernel for products reads activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowForm {
+    /// As they are.
+    F32,
+    /// As [`Kernel::RowsToI16`] leaves them.
+    I16,
+    /// As [`Kernel::RowsToF16`] leaves them.
+    F16,
+}
+
+impl RowForm {
+    /// Bytes of a row of so many elements, of which blocks are whole.
+    pub(crate) const fn row_bytes(self, cols: u64) -> u64 {
+        WORD * match self {
+            RowForm::F32 => cols,
+            // For 16 elements two bytes each, a scale, a sum and two words that are not used.
+            RowForm::I16 => cols / 16 * 12,
+            // Four words before the elements, which end with a whole eight.
+            RowForm::F16 => 4 + cols.div_ceil(8) * 4,
+        }
     }
 }
 
@@ -89,11 +125,15 @@ pub(crate) const MOST_BINDINGS: usize = 4;
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
-    pub(crate) const ALL: [Kernel; 17] = [
+    pub(crate) const ALL: [Kernel; 21] = [
         Kernel::Embed,
         Kernel::RmsNorm,
+        Kernel::RowsToI16,
+        Kernel::RowsToF16,
         Kernel::MatVec,
+        Kernel::MatVecInteger,
         Kernel::MatMul,
+        Kernel::MatMulInteger,
         Kernel::MatMulCooperative,
         Kernel::Rope,
         Kernel::KvStore,
@@ -114,8 +154,12 @@ impl Kernel {
         match self {
             Kernel::Embed => "embed",
             Kernel::RmsNorm => "rms_norm",
+            Kernel::RowsToI16 => "rows_to_i16",
+            Kernel::RowsToF16 => "rows_to_f16",
             Kernel::MatVec => "matvec",
+            Kernel::MatVecInteger => "matvec_integer",
             Kernel::MatMul => "matmul",
+            Kernel::MatMulInteger => "matmul_integer",
             Kernel::MatMulCooperative => "matmul_cooperative",
             Kernel::Rope => "rope",
             Kernel::KvStore => "kv_store",
@@ -134,9 +178,31 @@ impl Kernel {
 
     /// Its SPIR-V: of the fastest variant there is of it among those.
     pub(crate) const fn code(self, kernels: KernelSet) -> &'static [u8] {
-        match kernels {
-            KernelSet::Cooperative | KernelSet::Subgroup => self.with_subgroups(),
-            KernelSet::Plain => self.plain(),
+        if kernels.subgroup { self.with_subgroups() } else { self.plain() }
+    }
+
+    /// How it reads activations, if it is for products.
+    pub(crate) const fn row_form(self) -> Option<RowForm> {
+        match self {
+            Kernel::MatVec | Kernel::MatMul => Some(RowForm::F32),
+            Kernel::MatVecInteger | Kernel::MatMulInteger => Some(RowForm::I16),
+            Kernel::MatMulCooperative => Some(RowForm::F16),
+            Kernel::Embed
+            | Kernel::RmsNorm
+            | Kernel::RowsToI16
+            | Kernel::RowsToF16
+            | Kernel::Rope
+            | Kernel::KvStore
+            | Kernel::Attention
+            | Kernel::AttentionJoin
+            | Kernel::AttentionRows
+            | Kernel::Glu
+            | Kernel::Add
+            | Kernel::Scale
+            | Kernel::Softcap
+            | Kernel::TakeRows
+            | Kernel::Copy
+            | Kernel::TopK => None,
         }
     }
 
@@ -147,7 +213,11 @@ impl Kernel {
             Kernel::Attention => include_bytes!("../../../kernels/prebuilt/vulkan/attention.subgroup.spv"),
             Kernel::AttentionRows => include_bytes!("../../../kernels/prebuilt/vulkan/attention_rows.subgroup.spv"),
             Kernel::Embed
+            | Kernel::RowsToI16
+            | Kernel::RowsToF16
+            | Kernel::MatVecInteger
             | Kernel::MatMul
+            | Kernel::MatMulInteger
             | Kernel::MatMulCooperative
             | Kernel::Rope
             | Kernel::KvStore
@@ -166,8 +236,12 @@ impl Kernel {
         match self {
             Kernel::Embed => include_bytes!("../../../kernels/prebuilt/vulkan/embed.spv"),
             Kernel::RmsNorm => include_bytes!("../../../kernels/prebuilt/vulkan/rms_norm.spv"),
+            Kernel::RowsToI16 => include_bytes!("../../../kernels/prebuilt/vulkan/rows_to_i16.spv"),
+            Kernel::RowsToF16 => include_bytes!("../../../kernels/prebuilt/vulkan/rows_to_f16.spv"),
             Kernel::MatVec => include_bytes!("../../../kernels/prebuilt/vulkan/matvec.spv"),
+            Kernel::MatVecInteger => include_bytes!("../../../kernels/prebuilt/vulkan/matvec_integer.spv"),
             Kernel::MatMul => include_bytes!("../../../kernels/prebuilt/vulkan/matmul.spv"),
+            Kernel::MatMulInteger => include_bytes!("../../../kernels/prebuilt/vulkan/matmul_integer.spv"),
             Kernel::MatMulCooperative => include_bytes!("../../../kernels/prebuilt/vulkan/matmul_cooperative.spv"),
             Kernel::Rope => include_bytes!("../../../kernels/prebuilt/vulkan/rope.spv"),
             Kernel::KvStore => include_bytes!("../../../kernels/prebuilt/vulkan/kv_store.spv"),
@@ -187,7 +261,11 @@ impl Kernel {
     /// Its storage buffers.
     pub(crate) const fn bindings(self) -> usize {
         match self {
-            Kernel::MatVec | Kernel::MatMul | Kernel::MatMulCooperative => 4,
+            Kernel::MatVec
+            | Kernel::MatVecInteger
+            | Kernel::MatMul
+            | Kernel::MatMulInteger
+            | Kernel::MatMulCooperative => 4,
             Kernel::RmsNorm
             | Kernel::Rope
             | Kernel::KvStore
@@ -196,6 +274,8 @@ impl Kernel {
             | Kernel::Glu
             | Kernel::Add => 3,
             Kernel::Embed
+            | Kernel::RowsToI16
+            | Kernel::RowsToF16
             | Kernel::AttentionJoin
             | Kernel::Scale
             | Kernel::Softcap
@@ -218,8 +298,12 @@ impl Kernel {
             | Kernel::Copy
             | Kernel::TopK => true,
             Kernel::RmsNorm
+            | Kernel::RowsToI16
+            | Kernel::RowsToF16
             | Kernel::MatVec
+            | Kernel::MatVecInteger
             | Kernel::MatMul
+            | Kernel::MatMulInteger
             | Kernel::MatMulCooperative
             | Kernel::Glu
             | Kernel::Add
@@ -231,10 +315,14 @@ impl Kernel {
     /// What one workgroup covers.
     pub(crate) const fn tile(self) -> Tile {
         match self {
-            Kernel::MatVec => Tile { columns: 8, rows: 4 },
+            Kernel::RowsToI16 => Tile { columns: 2048, rows: 1 },
+            Kernel::MatVec | Kernel::MatVecInteger => Tile { columns: 8, rows: 4 },
             Kernel::MatMul => Tile { columns: 64, rows: 32 },
+            Kernel::MatMulInteger => Tile { columns: 64, rows: 64 },
             Kernel::MatMulCooperative => Tile { columns: 64, rows: 128 },
-            Kernel::RmsNorm | Kernel::Attention | Kernel::AttentionJoin | Kernel::TopK => Tile { columns: 1, rows: 1 },
+            Kernel::RmsNorm | Kernel::RowsToF16 | Kernel::Attention | Kernel::AttentionJoin | Kernel::TopK => {
+                Tile { columns: 1, rows: 1 }
+            }
             Kernel::AttentionRows => Tile { columns: 1, rows: 8 },
             Kernel::Rope | Kernel::KvStore => Tile { columns: 128, rows: 1 },
             Kernel::Embed
@@ -251,12 +339,17 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::CooperativeMatrix;
 
     // SPIR-V's numbers of capabilities.
     const SHADER: u32 = 1;
     const GROUP_NON_UNIFORM: u32 = 61;
-    const GROUP_NON_UNIFORM_ARITHMETIC: u32 = 63;
+    const ARITHMETIC: u32 = 63;
     const FLOAT16: u32 = 9;
+    const STORAGE_16BIT: u32 = 4433;
+    const STORAGE_8BIT: u32 = 4448;
+    const PACKED_DOT: u32 = 6018;
+    const DOT: u32 = 6019;
     const VULKAN_MEMORY_MODEL: u32 = 5345;
     const COOPERATIVE_MATRIX: u32 = 6022;
 
@@ -268,31 +361,56 @@ mod tests {
 
     #[test]
     fn every_kernel_is_spir_v_for_vulkan_1_1_and_binds_what_every_device_can() {
+        let subgroups = KernelSet { subgroup: true, ..KernelSet::PLAIN };
         for kernel in Kernel::ALL {
-            for kernels in [KernelSet::Plain, KernelSet::Subgroup] {
+            for kernels in [KernelSet::PLAIN, subgroups] {
                 let code = kernel.code(kernels).as_chunks().0;
                 let words: Vec<u32> = code.iter().map(|&word| u32::from_le_bytes(word)).collect();
                 assert_eq!(words[0], 0x0723_0203, "{kernel:?} is no SPIR-V");
                 assert!(words[1] <= 0x0001_0300, "{kernel:?} is SPIR-V {:#x}", words[1]);
                 let asked = capabilities(&words);
-                let allowed: &[u32] = match (kernel, kernels) {
-                    // In the set of its name only.
-                    (Kernel::MatMulCooperative, _) => &[
-                        SHADER,
-                        FLOAT16,
-                        GROUP_NON_UNIFORM,
-                        GROUP_NON_UNIFORM_ARITHMETIC,
-                        VULKAN_MEMORY_MODEL,
-                        COOPERATIVE_MATRIX,
-                    ],
-                    (_, KernelSet::Plain) => &[SHADER],
-                    (_, KernelSet::Subgroup | KernelSet::Cooperative) => {
-                        &[SHADER, GROUP_NON_UNIFORM, GROUP_NON_UNIFORM_ARITHMETIC]
+                let more: &[u32] = match (kernel, kernels.subgroup) {
+                    // These are in sets with subgroups only.
+                    (Kernel::MatMulCooperative, _) => {
+                        &[ARITHMETIC, STORAGE_16BIT, FLOAT16, VULKAN_MEMORY_MODEL, COOPERATIVE_MATRIX]
                     }
+                    (Kernel::RowsToF16, _) => &[ARITHMETIC, STORAGE_16BIT, FLOAT16],
+                    (Kernel::MatVecInteger, _) => &[ARITHMETIC, STORAGE_8BIT, STORAGE_16BIT, DOT, PACKED_DOT],
+                    (Kernel::MatMulInteger, _) => &[STORAGE_8BIT, STORAGE_16BIT, DOT, PACKED_DOT],
+                    (_, true) => &[ARITHMETIC],
+                    (_, false) => &[],
                 };
-                assert!(asked.iter().all(|one| allowed.contains(one)), "{kernel:?} asks for {asked:?}");
+                let allowed = |one: &u32| {
+                    *one == SHADER || more.contains(one) || (*one == GROUP_NON_UNIFORM && more.contains(&ARITHMETIC))
+                };
+                assert!(asked.iter().all(allowed), "{kernel:?} asks for {asked:?}");
             }
             assert!(kernel.bindings() + usize::from(kernel.reads_inputs()) <= MOST_BINDINGS, "{kernel:?}");
         }
+    }
+
+    #[test]
+    fn sets_are_of_what_their_kernels_need() {
+        let matrix = Some(CooperativeMatrix { m: 16, n: 16, k: 16, subgroup_size: 32 });
+        let all = Features {
+            timeline_semaphores: true,
+            memory_budget: true,
+            storage_16bit: true,
+            storage_8bit: true,
+            float16: true,
+            int8: true,
+            integer_dot: true,
+            integer_dot_accelerated: true,
+            cooperative_matrix: matrix,
+            subgroup_size: 32,
+            subgroup_arithmetic: true,
+        };
+        let name = |features| KernelSet::of(&features).to_string();
+        assert_eq!(name(all), "subgroup+integer+cooperative");
+        assert_eq!(name(Features { storage_8bit: false, ..all }), "subgroup+cooperative");
+        assert_eq!(name(Features { integer_dot: false, ..all }), "subgroup+cooperative");
+        assert_eq!(name(Features { cooperative_matrix: None, ..all }), "subgroup+integer");
+        assert_eq!(name(Features { storage_16bit: false, ..all }), "subgroup");
+        assert_eq!(name(Features { subgroup_arithmetic: false, ..all }), "plain");
     }
 }

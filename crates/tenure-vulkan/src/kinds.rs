@@ -83,5 +83,24 @@ impl When {
     pub(crate) const MANY: When = When { short: false, long: false, many: true };
 }
 
+/// How many rows of a kind there are in a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Amount {
+    Any,
+    Few,
+    Many,
+}
+
+impl Amount {
+    /// How many there are at most, where there is room for so many; none if that is for few only.
+    pub(crate) const fn most(self, capacity: usize) -> usize {
+        match self {
+            Amount::Few if capacity > FEW => FEW,
+            Amount::Many if capacity <= FEW => 0,
+            Amount::Any | Amount::Few | Amount::Many => capacity,
+        }
+    }
+}
+
 /// Up to so many rows, products are computed by the kernel for few.
 pub(crate) const FEW: usize = 8;

@@ -13,8 +13,8 @@ use tenure_tensor::{ByteSize, DType};
 use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
 use crate::devices::CooperativeMatrix;
 use crate::hazard::{Access, Region};
-use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
-use crate::kinds::{FEW, Many, Placed, When};
+use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, RowForm, Tile};
+use crate::kinds::{Amount, FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 use crate::tops::{ENTRY, PART, Tops};
 
@@ -26,6 +26,8 @@ pub(crate) struct Dispatch {
     pub(crate) constants: [u32; 2],
     /// Which recordings it is in.
     pub(crate) when: When,
+    /// How many rows of its kind there are in these.
+    pub(crate) amount: Amount,
     /// What is behind each binding.
     pub(crate) operands: Vec<(Region, Access)>,
     /// The kernel's own push constants.
@@ -74,13 +76,29 @@ pub(crate) struct Bounds {
     pub(crate) groups: u64,
     /// The most multiplications of one submission, as long as one row has no more.
     pub(crate) work: u64,
+    /// Whether products of quantised weights are computed by integer dot products.
+    pub(crate) integer: bool,
     /// What products of many rows are computed by, where that is faster.
     pub(crate) cooperative: Option<CooperativeMatrix>,
 }
 
 impl Bounds {
     /// Those of a device with the least that Vulkan 1.1 demands; submissions may be of any length.
-    pub(crate) const LEAST: Bounds = Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX, cooperative: None };
+    pub(crate) const LEAST: Bounds =
+        Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX, integer: false, cooperative: None };
+
+    /// The kernel for products of few rows by weights of a type, or of many.
+    fn product(&self, dtype: DType, amount: Amount) -> Kernel {
+        let integer = self.integer && dtype.is_block();
+        match (amount, self.cooperative) {
+            (Amount::Few, _) if integer => Kernel::MatVecInteger,
+            (Amount::Few, _) => Kernel::MatVec,
+            // Weights in 32 bits keep them.
+            (Amount::Many | Amount::Any, Some(_)) if dtype != DType::F32 => Kernel::MatMulCooperative,
+            (Amount::Many | Amount::Any, _) if integer => Kernel::MatMulInteger,
+            (Amount::Many | Amount::Any, _) => Kernel::MatMul,
+        }
+    }
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -145,9 +163,25 @@ pub(crate) fn ropes(plan: &Plan) -> Vec<&RopeSpec> {
     found
 }
 
+/// Bytes of the rows of activations that products read in forms of their own, the most at a time.
+pub(crate) fn rows_bytes(plan: &Plan, bounds: Bounds) -> u64 {
+    let of = |step: &Step| {
+        let Op::MatMul { x, w, .. } = step.op else { return 0 };
+        let bytes = |amount: Amount| match bounds.product(plan.weight(w).spec.dtype, amount).row_form() {
+            None | Some(RowForm::F32) => 0,
+            Some(form) => {
+                let rows = amount.most(plan.shape().capacity(plan.value(x).rows));
+                form.row_bytes(plan.value(x).cols as u64).saturating_mul(rows as u64)
+            }
+        };
+        bytes(Amount::Few).max(bytes(Amount::Many))
+    };
+    plan.steps().iter().map(of).max().unwrap_or(0)
+}
+
 /// The dispatches of a plan, in order.
 pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Dispatch>, NotLowered> {
-    let mut lowering = Lowering { plan, sites, bounds, ropes: ropes(plan), dispatches: Vec::new() };
+    let mut lowering = Lowering { plan, sites, bounds, ropes: ropes(plan), reformed: None, dispatches: Vec::new() };
     for step in plan.steps() {
         lowering.step(step)?;
     }
@@ -187,7 +221,16 @@ struct Lowering<'p> {
     sites: &'p Sites,
     bounds: Bounds,
     ropes: Vec<&'p RopeSpec>,
+    reformed: Option<Reformed>,
     dispatches: Vec<Dispatch>,
+}
+
+/// What rows of activations lie in the scratch segment: of which value, and in which forms where they are few or many.
+#[derive(Clone, Copy)]
+struct Reformed {
+    val: Val,
+    few: RowForm,
+    many: RowForm,
 }
 
 /// Some rows.
@@ -283,27 +326,66 @@ impl Lowering<'_> {
         let (format, row) = self.matrix(w);
         let (k, n) = (self.cols(x), self.cols(out));
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        let (kernel, constants) = match self.bounds.cooperative {
-            // Weights in 32 bits keep them.
-            Some(shape) if self.plan.weight(w).spec.dtype != DType::F32 => {
-                (Kernel::MatMulCooperative, [format, shape.constant()])
+        for amount in [Amount::Few, Amount::Many] {
+            let capacity = self.plan.shape().capacity(self.plan.value(x).rows);
+            if amount.most(capacity) == 0 {
+                continue;
             }
-            Some(_) | None => (Kernel::MatMul, [format, 0]),
-        };
-        // All kernels for products must have few enough workgroups.
-        let tile = Kernel::MatVec.tile().columns.min(kernel.tile().columns);
-        let most = self.bounds.groups * u64::from(tile);
-        for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
-            let weight = self.rows_of(w, row, first, count);
-            self.by_rows_of_work(&[x, out], (k * count, 1), |me, run| {
-                let x = me.read(x, run);
-                // What is bound in place of a bias that is not there is not read.
-                let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
-                let words = [k, row / WORD, count, n, first, u64::from(bias.is_some())].map(|word| word as u32);
-                me.push(kernel, constants, operands, words.to_vec(), count, run, k * count);
-            })?;
+            let kernel = self.bounds.product(self.plan.weight(w).spec.dtype, amount);
+            let form = kernel.row_form().unwrap_or(RowForm::F32);
+            self.reform(x, form, amount)?;
+            let shape = self.bounds.cooperative.filter(|_| kernel == Kernel::MatMulCooperative);
+            let constants = [format, shape.map_or(0, |shape| shape.constant())];
+            let most = self.bounds.groups * u64::from(kernel.tile().columns);
+            let widest = form.row_bytes(k);
+            for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
+                let weight = self.rows_of(w, row, first, count);
+                self.runs(&[x, out], (widest, amount), (k * count, 1), |me, run| {
+                    let x = match form {
+                        RowForm::F32 => me.read(x, run),
+                        RowForm::I16 | RowForm::F16 => (me.reformed(x, form, run), Access::Read),
+                    };
+                    // What is bound in place of a bias that is not there is not read.
+                    let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
+                    let words = [k, row / WORD, count, n, first, u64::from(bias.is_some())].map(|word| word as u32);
+                    me.push(kernel, constants, operands, words.to_vec(), count, run, k * count).amount = amount;
+                })?;
+            }
         }
         Ok(())
+    }
+
+    /// Brings rows of activations into a form for products, unless the last that were are these.
+    fn reform(&mut self, x: Val, form: RowForm, amount: Amount) -> Result<(), NotLowered> {
+        let kernel = match form {
+            RowForm::F32 => return Ok(()),
+            RowForm::I16 => Kernel::RowsToI16,
+            RowForm::F16 => Kernel::RowsToF16,
+        };
+        let none = Reformed { val: x, few: RowForm::F32, many: RowForm::F32 };
+        let mut there = self.reformed.filter(|there| there.val == x).unwrap_or(none);
+        let before = match amount {
+            Amount::Few => &mut there.few,
+            Amount::Many | Amount::Any => &mut there.many,
+        };
+        if std::mem::replace(before, form) == form {
+            return Ok(());
+        }
+        let k = self.cols(x);
+        // A workgroup takes whole rows in f16.
+        let columns = if form == RowForm::F16 { 1 } else { k };
+        self.runs(&[x], (form.row_bytes(k), amount), (0, 1), |me, run| {
+            let operands = vec![me.read(x, run), (me.reformed(x, form, run), Access::Write)];
+            me.push(kernel, [0; 2], operands, vec![k as u32], columns, run, 0).amount = amount;
+        })?;
+        self.reformed = Some(there);
+        Ok(())
+    }
+
+    /// Where rows lie in a form for products.
+    fn reformed(&self, x: Val, form: RowForm, run: Run) -> Region {
+        let row = form.row_bytes(self.cols(x));
+        Region { buffer: self.sites.scratch, offset: run.first * row, bytes: run.count * row }
     }
 
     fn rope(&mut self, x: Val, head_dim: usize, rope: &RopeSpec, out: Val) -> Result<(), NotLowered> {
@@ -364,7 +446,8 @@ impl Lowering<'_> {
             // with every head by itself.
             // Rows that may be computed together are not divided: how they are computed must not depend on how much a
             // submission bears.
-            self.by_rows_of_work(&[q, out], (of(heads as u64), ROWS as u64), |me, run| {
+            let work_of_row = of(heads as u64);
+            self.runs(&[q, out], (0, Amount::Any), (work_of_row, ROWS as u64), |me, run| {
                 let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let mut attend = |kernel, mode, share, when, to, parts| {
                     let operands = vec![operands[0], operands[1], to];
@@ -462,22 +545,23 @@ impl Lowering<'_> {
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
     fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), NotLowered> {
-        self.by_rows_of_work(values, (0, 1), each)
+        self.runs(values, (0, Amount::Any), (0, 1), each)
     }
 
-    /// The same where each row takes so many multiplications, of which a submission bears a number, and so many rows stay
-    /// together, where a binding holds them.
-    fn by_rows_of_work(
+    /// The same where a row may be so wide in another form, for few rows or many, where each row takes so many
+    /// multiplications, of which a submission bears a number, and so many rows stay together, where a binding holds them.
+    fn runs(
         &mut self,
         values: &[Val],
+        (wide, amount): (u64, Amount),
         (work, together): (u64, u64),
         mut each: impl FnMut(&mut Self, Run),
     ) -> Result<(), NotLowered> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
-        let capacity = self.plan.shape().capacity(rows) as u64;
+        let capacity = amount.most(self.plan.shape().capacity(rows)) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
-        let row = self.cols(widest) * WORD;
+        let row = wide.max(self.cols(widest) * WORD);
         let bearable = (self.bounds.work / work.max(1)).max(together);
         let most = self.bounds.groups.min(bearable).min(self.bounds.window / row.max(1));
         let most = if most >= together { most - most % together } else { most };
@@ -544,9 +628,14 @@ impl Lowering<'_> {
     ) -> &mut Dispatch {
         debug_assert!(operands.len() == kernel.bindings() && operands.len() <= MOST_BINDINGS);
         debug_assert!(COMMON_WORDS + words.len() <= PUSH_WORDS);
+        let writes =
+            |&(region, access): &(Region, Access)| region.buffer == self.sites.scratch && access == Access::Write;
+        if !matches!(kernel, Kernel::RowsToI16 | Kernel::RowsToF16) && operands.iter().any(writes) {
+            self.reformed = None;
+        }
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };
-        let (when, share) = (When::ALWAYS, Share::All);
-        let dispatch = Dispatch { kernel, constants, when, operands, words, grid, share, parts: None, work };
+        let (when, amount, share) = (When::ALWAYS, Amount::Any, Share::All);
+        let dispatch = Dispatch { kernel, constants, when, amount, operands, words, grid, share, parts: None, work };
         self.dispatches.push_mut(dispatch)
     }
 
@@ -633,16 +722,22 @@ const PARTS: u32 = 2;
 impl Dispatch {
     /// Whether it is in a recording.
     pub(crate) const fn is_in(&self, many: Many) -> bool {
-        match (many.step, many.long) {
-            (true, _) => self.when.many,
-            (false, true) => self.when.long,
-            (false, false) => self.when.short,
-        }
+        let there_are = match self.amount {
+            Amount::Any => true,
+            Amount::Few => !many.of(self.grid.rows),
+            Amount::Many => many.of(self.grid.rows),
+        };
+        there_are
+            && match (many.step, many.long) {
+                (true, _) => self.when.many,
+                (false, true) => self.when.long,
+                (false, false) => self.when.short,
+            }
     }
 
     /// Workgroups for a step with so many rows of its kind, where the step's rows are `placed`.
-    pub(crate) fn groups(&self, many: Many, rows: usize, placed: Placed<'_>) -> [u32; 3] {
-        let mut groups = self.grid.groups(self.kernel_for(many).tile(), rows);
+    pub(crate) fn groups(&self, rows: usize, placed: Placed<'_>) -> [u32; 3] {
+        let mut groups = self.grid.groups(self.kernel.tile(), rows);
         let those = |all: usize| {
             let first = (self.grid.first as usize).min(all);
             first..first + (self.grid.most as usize).min(all - first)
@@ -659,14 +754,6 @@ impl Dispatch {
             groups[2] = rows.iter().map(|&position| parts.count(position)).max().unwrap_or(1);
         }
         groups
-    }
-
-    /// The kernel, where so many rows of the step and of its outputs may come.
-    pub(crate) fn kernel_for(&self, many: Many) -> Kernel {
-        match (self.kernel, many.of(self.grid.rows)) {
-            (Kernel::MatMul | Kernel::MatMulCooperative, false) => Kernel::MatVec,
-            (kernel, _) => kernel,
-        }
     }
 
     /// How many rows of a step it looks at, given what is wanted of the outputs.
@@ -765,22 +852,21 @@ mod tests {
         let whole = Bounds::LEAST;
         let few = lower(&plan, &sites(&plan, Some(8)), whole).expect("fits");
         let always = few.iter().filter(|dispatch| dispatch.when.short && dispatch.when.long);
-        let count = plan.steps().len() + 3;
-        assert_eq!(always.count(), count, "one for each operation, the copy of the output, two for its top");
+        // One for each operation, the copy of the output, two for its top; of products, whose rows may be few or many but
+        // for the head's, one for each.
+        assert_eq!(always.count(), plan.steps().len() + 3 + 3);
         let small = Bounds { window: 4096, groups: 20, ..Bounds::LEAST };
         let parts = lower(&plan, &sites(&plan, Some(1)), small).expect("fits");
         assert!(parts.len() > 2 * few.len());
         assert!(parts.iter().flat_map(|part| &part.operands).all(|(region, _)| region.bytes <= small.window));
         for part in &parts {
-            for many in Many::ALL {
-                let placed = Placed { tables: &[0; 20], positions: &[90; 20] };
-                let [x, y, _] = part.groups(many, plan.shape().rows, placed);
-                assert!(u64::from(x.max(y)) <= small.groups, "{part:?}");
-            }
+            let placed = Placed { tables: &[0; 20], positions: &[90; 20] };
+            let [x, y, _] = part.groups(plan.shape().rows, placed);
+            assert!(u64::from(x.max(y)) <= small.groups, "{part:?}");
         }
         // The parts of the head cover its features, for each run of rows.
         let mut next = 0;
-        let head = parts.iter().filter(|part| part.kernel == Kernel::MatMul && part.grid.rows == Rows::Out);
+        let head = parts.iter().filter(|part| part.kernel == Kernel::MatVec && part.grid.rows == Rows::Out);
         for part in head.filter(|part| part.grid.first == 0) {
             assert_eq!((u64::from(part.words[4]), part.words[3]), (next, 300));
             next += part.grid.columns;
@@ -849,7 +935,7 @@ mod tests {
             assert!(many.may_be(&dispatches, plan.shape()));
             let attention = dispatches.iter().filter(|dispatch| dispatch.kernel.name().starts_with("attention"));
             let recorded = attention.filter(|dispatch| dispatch.is_in(many));
-            let groups = recorded.map(|dispatch| (dispatch.kernel.name(), dispatch.groups(many, tables.len(), placed)));
+            let groups = recorded.map(|dispatch| (dispatch.kernel.name(), dispatch.groups(tables.len(), placed)));
             groups.collect::<Vec<_>>()
         };
         assert_eq!(groups(&[0, 1], &[255, 3]), [("attention", [4, 2, 1])]);

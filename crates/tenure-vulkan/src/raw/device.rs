@@ -69,6 +69,8 @@ pub(crate) struct MemoryTypes {
     pub(crate) host: u32,
 }
 
+/// What kernels with integer dot products need.
+const INTEGER: [&CStr; 2] = [ash::khr::_8bit_storage::NAME, ash::khr::shader_integer_dot_product::NAME];
 /// What kernels with cooperative matrices need.
 pub(crate) const COOPERATIVE: [&CStr; 4] = [
     ash::khr::cooperative_matrix::NAME,
@@ -114,7 +116,17 @@ impl Gpu {
         let mut sizes = vk::PhysicalDeviceSubgroupSizeControlFeatures::default()
             .subgroup_size_control(true)
             .compute_full_subgroups(true);
-        if kernels == KernelSet::Cooperative {
+        let mut storage16 = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(true);
+        let mut storage8 = vk::PhysicalDevice8BitStorageFeatures::default().storage_buffer8_bit_access(true);
+        let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default().shader_integer_dot_product(true);
+        if kernels.integer || kernels.cooperative {
+            create = create.push_next(&mut storage16);
+        }
+        if kernels.integer {
+            extensions.extend(INTEGER.map(CStr::as_ptr));
+            create = create.push_next(&mut storage8).push_next(&mut dot);
+        }
+        if kernels.cooperative {
             extensions.extend(COOPERATIVE.map(CStr::as_ptr));
             create = create.push_next(&mut matrix).push_next(&mut float16).push_next(&mut model).push_next(&mut sizes);
         }
@@ -163,7 +175,7 @@ impl Gpu {
 
     /// The cooperative matrices that its kernels use.
     pub(crate) fn cooperative(&self) -> Option<CooperativeMatrix> {
-        self.info.features.cooperative_matrix.filter(|_| self.kernels == KernelSet::Cooperative)
+        self.info.features.cooperative_matrix.filter(|_| self.kernels.cooperative)
     }
 
     /// The name it is known by.

@@ -225,7 +225,7 @@ impl Parts {
         let align = self.gpu.limits.align;
         for at in piece.filter(|&at| self.dispatches[at].is_in(many)) {
             let dispatch = &self.dispatches[at];
-            let kernel = dispatch.kernel_for(many);
+            let kernel = dispatch.kernel;
             let one = Recorded {
                 pipeline: self.pipelines.pipeline(kernel, dispatch.constants)?,
                 step: step[usize::from(kernel.reads_inputs())],

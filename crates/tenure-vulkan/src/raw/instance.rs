@@ -117,7 +117,11 @@ impl Instance {
             let mut driver = vk::PhysicalDeviceDriverProperties::default();
             let mut subgroup = vk::PhysicalDeviceSubgroupProperties::default();
             let mut size = vk::PhysicalDeviceMaintenance3Properties::default();
+            let mut dots = vk::PhysicalDeviceShaderIntegerDotProductProperties::default();
             let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut subgroup).push_next(&mut size);
+            if lists(ash::khr::shader_integer_dot_product::NAME) {
+                properties = properties.push_next(&mut dots);
+            }
             if lists(ash::khr::driver_properties::NAME) {
                 properties = properties.push_next(&mut driver);
             }
@@ -211,6 +215,8 @@ impl Instance {
                     float16: small.shader_float16 == vk::TRUE,
                     int8: small.shader_int8 == vk::TRUE,
                     integer_dot: dot.shader_integer_dot_product == vk::TRUE,
+                    integer_dot_accelerated: dot.shader_integer_dot_product == vk::TRUE
+                        && dots.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
                     cooperative_matrix,
                     subgroup_size: subgroup.subgroup_size,
                     subgroup_arithmetic: subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)

@@ -1,0 +1,12 @@
+// Rows of activations in f16, scaled by a power of two that brings the largest of a row to 2^14 or above: what
+// rows_to_f16 leaves for the products by cooperative matrices.
+
+// Words before a row's elements, of which the first is what they are to be multiplied by.
+const uint HEADER = 4u;
+// Words of a row, whose elements are followed by zeros up to a multiple of eight.
+uint f16_row_words(uint k) { return HEADER + (k + 7u) / 8u * 4u; }
+
+// The biased exponent of a number, so far inside that 2^14 over its power of two and the inverse of that are normal.
+uint exponent_of(float most) { return clamp(floatBitsToUint(most) >> 23, 16u, 254u); }
+float scale_of(uint exponent) { return uintBitsToFloat((268u - exponent) << 23); }
+float inverse_of(uint exponent) { return uintBitsToFloat((exponent - 14u) << 23); }
