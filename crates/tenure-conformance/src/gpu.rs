@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tenure_device::{Backend, Lease};
 use tenure_tensor::ByteSize;
 use tenure_vulkan::testing::Driver;
-use tenure_vulkan::{Caps, KernelSet, ValidationLog, Vulkan, VulkanError, VulkanOptions};
+use tenure_vulkan::{Caps, Features, KernelSet, ValidationLog, Vulkan, VulkanError, VulkanOptions};
 
 /// An open device, and what the validation layer says about its use.
 pub struct Gpu {
@@ -14,25 +14,38 @@ pub struct Gpu {
     log: ValidationLog,
 }
 
+/// Whether a device has what products by integer dot products need.
+fn has_integer(features: &Features) -> bool {
+    let Features { integer_dot, storage_8bit, storage_16bit, subgroup_arithmetic, .. } = *features;
+    integer_dot && storage_8bit && storage_16bit && subgroup_arithmetic
+}
+
+/// Whether a device has what products by cooperative matrices need.
+fn has_cooperative(features: &Features) -> bool {
+    features.cooperative_matrix.is_some() && features.storage_16bit && features.subgroup_arithmetic
+}
+
 /// The ways to multiply that the first Vulkan device has beside the one that every device has: by integer dot products, by
 /// cooperative matrices, by both. Says what it lacks.
 ///
 /// # Panics
-/// When it lacks integer dot products in CI, whose driver has them, or cooperative matrices although the environment has
-/// `TENURE_COOPERATIVE`, as where CI runs a driver that is chosen for them.
+/// When it lacks one that the environment demands: `TENURE_PRODUCTS` is `all`, or in CI, where it is not set, integer dot
+/// products.
 pub fn products() -> Vec<Caps> {
     let Some(features) = tenure_vulkan::devices().ok().and_then(|found| Some(found.first()?.features)) else {
         return Vec::new();
     };
-    let has = |what: &str, has: bool, demand: &str| {
+    let demand = std::env::var("TENURE_PRODUCTS");
+    let demand = demand.as_deref().unwrap_or(if std::env::var_os("CI").is_some() { "integer" } else { "none" });
+    let has = |what: &str, has: bool, demanded: bool| {
+        assert!(has || !demanded, "this driver must have {what}");
         if !has {
-            assert!(std::env::var_os(demand).is_none(), "this driver must have {what}");
             eprintln!("NOT TESTED: the first Vulkan device has no {what}");
         }
         has
     };
-    let integer = has("integer dot products", features.integer_dot, "CI");
-    let cooperative = has("cooperative matrices", features.cooperative_matrix.is_some(), "TENURE_COOPERATIVE");
+    let integer = has("integer dot products", has_integer(&features), matches!(demand, "all" | "integer"));
+    let cooperative = has("cooperative matrices", has_cooperative(&features), demand == "all");
     let ways = [(true, false), (false, true), (true, true)].into_iter();
     let there = ways.filter(|way| (!way.0 || integer) && (!way.1 || cooperative));
     there.map(|way| Caps { integer_dot: Some(way.0), cooperative_matrix: Some(way.1), ..Caps::default() }).collect()
@@ -61,10 +74,10 @@ impl Gpu {
                 let mut expected = backend.info().kernels();
                 let features = backend.info().features;
                 if let Some(wanted) = caps.integer_dot {
-                    expected.integer = wanted && features.integer_dot;
+                    expected.integer = wanted && has_integer(&features);
                 }
                 if let Some(wanted) = caps.cooperative_matrix {
-                    expected.cooperative = wanted && features.cooperative_matrix.is_some();
+                    expected.cooperative = wanted && has_cooperative(&features);
                 }
                 if caps.no_subgroup_arithmetic {
                     expected = KernelSet::PLAIN;
