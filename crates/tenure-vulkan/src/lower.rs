@@ -13,10 +13,15 @@ use tenure_tensor::{ByteSize, DType};
 use crate::attention::{Parts, ROWS, part_bytes, shared_and_left};
 use crate::devices::CooperativeMatrix;
 use crate::hazard::{Access, Region};
-use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, RowForm, Tile};
+use crate::kernel::{COMMON_WORDS, Kernel, MOST_BINDINGS, MOST_HEAD_OF_ROWS, PUSH_WORDS, Tile};
 use crate::kinds::{Amount, FEW, Many, Placed, When};
 use crate::layout::{BlockLayout, KvLayout, WORD, weight_bytes};
 use crate::tops::{ENTRY, PART, Tops};
+
+mod products;
+
+use products::Reformed;
+pub(crate) use products::rows_bytes;
 
 /// One run of a kernel.
 #[derive(Clone, Debug)]
@@ -86,19 +91,6 @@ impl Bounds {
     /// Those of a device with the least that Vulkan 1.1 demands; submissions may be of any length.
     pub(crate) const LEAST: Bounds =
         Bounds { window: 1 << 27, groups: 65_535, work: u64::MAX, integer: false, cooperative: None };
-
-    /// The kernel for products of few rows by weights of a type, or of many.
-    fn product(&self, dtype: DType, amount: Amount) -> Kernel {
-        let integer = self.integer && dtype.is_block();
-        match (amount, self.cooperative) {
-            (Amount::Few, _) if integer => Kernel::MatVecInteger,
-            (Amount::Few, _) => Kernel::MatVec,
-            // Weights in 32 bits keep them.
-            (Amount::Many | Amount::Any, Some(_)) if dtype != DType::F32 => Kernel::MatMulCooperative,
-            (Amount::Many | Amount::Any, _) if integer => Kernel::MatMulInteger,
-            (Amount::Many | Amount::Any, _) => Kernel::MatMul,
-        }
-    }
 }
 
 /// Where things are. Buffers are numbered; who lowers knows which is which.
@@ -163,22 +155,6 @@ pub(crate) fn ropes(plan: &Plan) -> Vec<&RopeSpec> {
     found
 }
 
-/// Bytes of the rows of activations that products read in forms of their own, the most at a time.
-pub(crate) fn rows_bytes(plan: &Plan, bounds: Bounds) -> u64 {
-    let of = |step: &Step| {
-        let Op::MatMul { x, w, .. } = step.op else { return 0 };
-        let bytes = |amount: Amount| match bounds.product(plan.weight(w).spec.dtype, amount).row_form() {
-            None | Some(RowForm::F32) => 0,
-            Some(form) => {
-                let rows = amount.most(plan.shape().capacity(plan.value(x).rows));
-                form.row_bytes(plan.value(x).cols as u64).saturating_mul(rows as u64)
-            }
-        };
-        bytes(Amount::Few).max(bytes(Amount::Many))
-    };
-    plan.steps().iter().map(of).max().unwrap_or(0)
-}
-
 /// The dispatches of a plan, in order.
 pub(crate) fn lower(plan: &Plan, sites: &Sites, bounds: Bounds) -> Result<Vec<Dispatch>, NotLowered> {
     let mut lowering = Lowering { plan, sites, bounds, ropes: ropes(plan), reformed: None, dispatches: Vec::new() };
@@ -223,14 +199,6 @@ struct Lowering<'p> {
     ropes: Vec<&'p RopeSpec>,
     reformed: Option<Reformed>,
     dispatches: Vec<Dispatch>,
-}
-
-/// What rows of activations lie in the scratch segment: of which value, and in which forms where they are few or many.
-#[derive(Clone, Copy)]
-struct Reformed {
-    val: Val,
-    few: RowForm,
-    many: RowForm,
 }
 
 /// Some rows.
@@ -320,72 +288,6 @@ impl Lowering<'_> {
             })?;
         }
         Ok(())
-    }
-
-    fn matmul(&mut self, x: Val, w: WeightId, bias: Option<WeightId>, out: Val) -> Result<(), NotLowered> {
-        let (format, row) = self.matrix(w);
-        let (k, n) = (self.cols(x), self.cols(out));
-        let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        for amount in [Amount::Few, Amount::Many] {
-            let capacity = self.plan.shape().capacity(self.plan.value(x).rows);
-            if amount.most(capacity) == 0 {
-                continue;
-            }
-            let kernel = self.bounds.product(self.plan.weight(w).spec.dtype, amount);
-            let form = kernel.row_form().unwrap_or(RowForm::F32);
-            self.reform(x, form, amount)?;
-            let shape = self.bounds.cooperative.filter(|_| kernel == Kernel::MatMulCooperative);
-            let constants = [format, shape.map_or(0, |shape| shape.constant())];
-            let most = self.bounds.groups * u64::from(kernel.tile().columns);
-            let widest = form.row_bytes(k);
-            for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
-                let weight = self.rows_of(w, row, first, count);
-                self.runs(&[x, out], (widest, amount), (k * count, 1), |me, run| {
-                    let x = match form {
-                        RowForm::F32 => me.read(x, run),
-                        RowForm::I16 | RowForm::F16 => (me.reformed(x, form, run), Access::Read),
-                    };
-                    // What is bound in place of a bias that is not there is not read.
-                    let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
-                    let words = [k, row / WORD, count, n, first, u64::from(bias.is_some())].map(|word| word as u32);
-                    me.push(kernel, constants, operands, words.to_vec(), count, run, k * count).amount = amount;
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Brings rows of activations into a form for products, unless the last that were are these.
-    fn reform(&mut self, x: Val, form: RowForm, amount: Amount) -> Result<(), NotLowered> {
-        let kernel = match form {
-            RowForm::F32 => return Ok(()),
-            RowForm::I16 => Kernel::RowsToI16,
-            RowForm::F16 => Kernel::RowsToF16,
-        };
-        let none = Reformed { val: x, few: RowForm::F32, many: RowForm::F32 };
-        let mut there = self.reformed.filter(|there| there.val == x).unwrap_or(none);
-        let before = match amount {
-            Amount::Few => &mut there.few,
-            Amount::Many | Amount::Any => &mut there.many,
-        };
-        if std::mem::replace(before, form) == form {
-            return Ok(());
-        }
-        let k = self.cols(x);
-        // A workgroup takes whole rows in f16.
-        let columns = if form == RowForm::F16 { 1 } else { k };
-        self.runs(&[x], (form.row_bytes(k), amount), (0, 1), |me, run| {
-            let operands = vec![me.read(x, run), (me.reformed(x, form, run), Access::Write)];
-            me.push(kernel, [0; 2], operands, vec![k as u32], columns, run, 0).amount = amount;
-        })?;
-        self.reformed = Some(there);
-        Ok(())
-    }
-
-    /// Where rows lie in a form for products.
-    fn reformed(&self, x: Val, form: RowForm, run: Run) -> Region {
-        let row = form.row_bytes(self.cols(x));
-        Region { buffer: self.sites.scratch, offset: run.first * row, bytes: run.count * row }
     }
 
     fn rope(&mut self, x: Val, head_dim: usize, rope: &RopeSpec, out: Val) -> Result<(), NotLowered> {
@@ -909,6 +811,34 @@ mod tests {
             assert!(work <= small.work || (parts.len() == 1 && rows(parts[0]) <= least), "{parts:?}");
         }
         assert_eq!(next, parts.len());
+    }
+
+    #[test]
+    fn rows_are_brought_into_a_form_once_for_all_products_that_read_them() {
+        let plan = plan();
+        let cooperative = Some(CooperativeMatrix { m: 16, n: 16, k: 16, subgroup_size: 32 });
+        let bounds = Bounds { integer: true, cooperative, ..Bounds::LEAST };
+        let few = ["matvec", "rows_to_i16", "matvec_integer"];
+        let many = ["rows_to_f16", "matmul_cooperative", "rows_to_i16", "matvec_integer"];
+        // Small bindings divide rows and features, and so do submissions that bear little.
+        for bounds in [bounds, Bounds { window: 1 << 12, ..bounds }, Bounds { work: 20_000, ..bounds }] {
+            let dispatches = lower(&plan, &sites(&plan, Some(1)), bounds).expect("fits");
+            let names = |many| {
+                let recorded = dispatches.iter().filter(|dispatch| dispatch.is_in(many));
+                let names = recorded.map(|dispatch| dispatch.kernel.name());
+                let mut names: Vec<_> = names.filter(|name| name.contains("mat") || name.contains("rows_to")).collect();
+                // What is divided is in as many runs as it takes.
+                names.dedup();
+                names
+            };
+            assert_eq!(names(Many { step: false, outs: false, long: false }), few);
+            assert_eq!(names(Many { step: true, outs: false, long: false }), many);
+            let scratch = dispatches.iter().flat_map(|dispatch| &dispatch.operands).filter(|(at, _)| at.buffer == 13);
+            let end = scratch.map(|(at, _)| at.offset + at.bytes).max().expect("some");
+            let tops = Tops::of(&plan).expect("logits").scratch_bytes();
+            assert!(end <= rows_bytes(&plan, bounds).max(tops), "{end}");
+            assert_eq!(rows_bytes(&plan, bounds), 20 * (4 + 32) * WORD);
+        }
     }
 
     #[test]
