@@ -249,4 +249,8 @@ impl Exec for FaultyExec {
         }
         self.inner.read_top(row, into)
     }
+
+    fn settle(&mut self, stop: &Stop) -> Result<(), RunError> {
+        self.inner.settle(stop)
+    }
 }

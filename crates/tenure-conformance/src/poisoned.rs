@@ -145,4 +145,8 @@ impl Exec for PoisonedExec {
     fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
         self.inner.read_top(row, into)
     }
+
+    fn settle(&mut self, stop: &Stop) -> Result<(), RunError> {
+        self.inner.settle(stop)
+    }
 }

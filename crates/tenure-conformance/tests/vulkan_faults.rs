@@ -213,7 +213,8 @@ fn stopped(engine: &Engine, faults: &DriverFaults, caps: Caps) -> ModelHandle<Te
     model
 }
 
-/// What a stopped step uses is freed when the device is done with it, not before.
+/// What a stopped step uses is freed when the device is done with it, not before; who unloads is told so in time, and
+/// keeps the model.
 #[test]
 fn memory_under_a_step_outlives_its_program() {
     for caps in [Caps::default(), LESSER] {
@@ -222,6 +223,11 @@ fn memory_under_a_step_outlives_its_program() {
         let engine = engine(&gpu);
         let model = stopped(&engine, &faults, caps);
         let held = gpu.allocated();
+        let (began, limit) = (Instant::now(), Duration::from_millis(100));
+        let refused = engine.unload(model, Deadline::after(limit)).expect_err("the device is at work");
+        assert!(began.elapsed() < limit + SLACK, "{:?}", began.elapsed());
+        assert_eq!((refused.users, refused.to_string().as_str()), (0, "a device still works with the model"));
+        let model = refused.handle;
         std::thread::scope(|scope| {
             let unload = scope.spawn(|| engine.unload(model, Deadline::after(SLACK)).expect("nobody uses it"));
             std::thread::sleep(Duration::from_millis(200));

@@ -213,6 +213,12 @@ pub trait Exec: Send {
     /// # Errors
     /// [`RunError::BadInput`] when there is no such row, it was wanted whole, or `into` has another length.
     fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError>;
+
+    /// Waits until nothing of a step that was stopped is under way any more, or until `stop` is due.
+    ///
+    /// # Errors
+    /// [`RunError`]: what was under way may still be, unless the device is gone.
+    fn settle(&mut self, stop: &Stop) -> Result<(), RunError>;
 }
 
 /// What changes from step to step.

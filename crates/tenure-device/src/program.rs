@@ -54,4 +54,12 @@ impl Program {
     pub fn read_top(&mut self, row: usize, into: &mut [(u32, f32)]) -> Result<(), RunError> {
         self.exec.read_top(row, into)
     }
+
+    /// Waits until nothing of a step that was stopped is under way any more. See [`Exec::settle`].
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn settle(&mut self, stop: &Stop) -> Result<(), RunError> {
+        self.exec.settle(stop)
+    }
 }

@@ -207,7 +207,8 @@ impl Engine {
     /// Gives the model's memory back before it returns.
     ///
     /// # Errors
-    /// [`StillInUse`] with the handle, when sessions or other handles still hold the model at the deadline.
+    /// [`StillInUse`] with the handle, when sessions or other handles still hold the model at the deadline, or a device is
+    /// still at work with it.
     pub fn unload<F: Family>(&self, handle: ModelHandle<F>, deadline: Deadline) -> Result<Released, StillInUse<F>> {
         handle.release(deadline)
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tenure_device::Deadline;
+use tenure_device::{Deadline, Stop};
 use tenure_tensor::ByteSize;
 
 use crate::engine::{Engine, LoadOptions, Reservation, Share};
@@ -41,6 +41,8 @@ pub(crate) mod sealed {
         fn load(plan: Self::Plan, reservation: Reservation, options: &LoadOptions) -> Result<Self::Loaded, Error>;
         /// What the model holds of the budget.
         fn held(loaded: &Self::Loaded) -> ByteSize;
+        /// Waits for what stopped work left under way on its devices; says whether nothing is any more.
+        fn settle(loaded: &mut Self::Loaded, stop: &Stop) -> bool;
     }
 }
 
@@ -67,7 +69,11 @@ impl<F: Family> ModelHandle<F> {
         let mut held = self.0;
         loop {
             match Arc::try_unwrap(held) {
-                Ok(loaded) => {
+                Ok(mut loaded) => {
+                    // A device at work on its memory would have the drop wait.
+                    if !F::settle(&mut loaded, &Stop::by(deadline)) {
+                        return Err(StillInUse { handle: ModelHandle::new(loaded), users: 0 });
+                    }
                     drop(loaded);
                     return Ok(Released { bytes });
                 }
@@ -103,10 +109,17 @@ pub struct Released {
 
 /// A model could not be unloaded.
 #[derive(Debug, thiserror::Error)]
-#[error("{users} sessions or handles still use the model")]
+#[error("{}", by_whom(*.users))]
 pub struct StillInUse<F: Family> {
     /// The model, as it was.
     pub handle: ModelHandle<F>,
-    /// Who else holds it.
+    /// How many sessions and handles hold it; none if a device is still at work on what was stopped.
     pub users: usize,
+}
+
+fn by_whom(users: usize) -> String {
+    match users {
+        0 => "a device still works with the model".to_owned(),
+        _ => format!("{users} sessions or handles still use the model"),
+    }
 }

@@ -130,6 +130,11 @@ impl Exec for Interpreter {
         top(unsafe { self.row(val, row) }, into);
         Ok(())
     }
+
+    fn settle(&mut self, _: &Stop) -> Result<(), RunError> {
+        // A step that is stopped has ended when it returns.
+        Ok(())
+    }
 }
 
 impl Interpreter {

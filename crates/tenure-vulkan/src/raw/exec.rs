@@ -170,6 +170,13 @@ impl Exec for VulkanExec {
         }
         Ok(())
     }
+
+    fn settle(&mut self, stop: &Stop) -> Result<(), RunError> {
+        if self.ticks.settle_before(Some(stop)).map_err(|error| error.of_run(&self.parts.gpu))? {
+            return Ok(());
+        }
+        stop.check().map_err(RunError::from)
+    }
 }
 
 impl Drop for VulkanExec {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ash::vk;
+use tenure_device::Stop;
 
 use crate::raw::device::{Gpu, GpuError};
 
@@ -119,11 +120,19 @@ impl Ticks {
     /// # Errors
     /// When the device is gone, with or without what ran on it.
     pub(crate) fn settle(&mut self) -> Result<(), GpuError> {
+        self.settle_before(None).map(drop)
+    }
+
+    /// The same, unless a stop is due before: says whether nothing is under way.
+    ///
+    /// # Errors
+    /// As [`Ticks::settle`].
+    pub(crate) fn settle_before(&mut self, stop: Option<&Stop>) -> Result<bool, GpuError> {
         let last = Tick(self.last);
         let given_up = Instant::now() + self.gpu.linger;
         loop {
             match self.wait(last, SLICE) {
-                Ok(true) => return Ok(()),
+                Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(error) if error.is_loss() => match self.gpu.is_stuck() {
                     true => return Err(error),
@@ -135,6 +144,9 @@ impl Ticks {
                 },
                 // The device runs on although the wait failed.
                 Err(_) => std::thread::sleep(NAP),
+            }
+            if stop.is_some_and(|stop| stop.check().is_err()) {
+                return Ok(false);
             }
             if Instant::now() >= given_up {
                 self.gpu.abandon();

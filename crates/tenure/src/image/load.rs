@@ -138,6 +138,11 @@ impl sealed::Family for Image {
     fn held(loaded: &LoadedImage) -> ByteSize {
         loaded.held
     }
+
+    fn settle(_: &mut LoadedImage, _: &Stop) -> bool {
+        // Images are made on the processor, which leaves nothing under way.
+        true
+    }
 }
 
 impl LoadPlan<Image> {

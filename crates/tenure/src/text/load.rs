@@ -104,6 +104,10 @@ impl sealed::Family for Text {
     fn held(loaded: &LoadedText) -> ByteSize {
         loaded.held
     }
+
+    fn settle(loaded: &mut LoadedText, stop: &Stop) -> bool {
+        loaded.stepper.settle(stop)
+    }
 }
 
 impl LoadPlan<Text> {

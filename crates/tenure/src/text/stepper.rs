@@ -106,6 +106,13 @@ struct Checked {
 }
 
 impl Stepper {
+    /// Waits for what a stopped step left under way; says whether nothing is any more.
+    pub(crate) fn settle(&mut self, stop: &Stop) -> bool {
+        let engine = self.engine.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // What runs on a device that is gone has ended, or is leaked with it.
+        engine.programs.iter_mut().all(|program| !matches!(program.settle(stop), Err(RunError::Stopped(_))))
+    }
+
     /// `programs`: of the parts of a model, of one shape, in their order.
     pub(crate) fn new(programs: Vec<Program>, sequences: usize, shape: StepShape) -> Result<Self, DeviceError> {
         let mut checked = Vec::new();
