@@ -27,6 +27,9 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# Set in the environment of the process that has the driver.
+WITH_DRIVER = "TENURE_ISA_WITH_DRIVER"
+
 TYPES = ["F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"]
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 # What constant 0 is for kernels that have neither weights nor a cache.
@@ -82,7 +85,10 @@ class Device:
         self.vulkan.vkGetPhysicalDeviceFeatures2(ctypes.c_uint64(self.gpu), chain)
         # Checks of bounds are other code than what runs without them, and nobody asks for them.
         struct.pack_into("I", chain, 16, 0)
-        feature = lambda kind, at: struct.unpack_from("I", features[kind], 16 + 4 * at)[0] == 1
+
+        def feature(kind: int, at: int) -> bool:
+            return struct.unpack_from("I", features[kind], 16 + 4 * at)[0] == 1
+
         self.has_matrices = feature(1000506000, 0)
         self.describe({"storageBuffer16BitAccess": feature(49, 0), "storageBuffer8BitAccess": feature(51, 2)})
         names = [b"VK_KHR_pipeline_executable_properties"] + [b"VK_KHR_cooperative_matrix"] * self.has_matrices
@@ -135,13 +141,19 @@ class Device:
         for kind in (50, 52, 54, 1000059001):
             chain = properties[kind] = pack("iP2048x", kind, chain)
         self.vulkan.vkGetPhysicalDeviceProperties2(ctypes.c_uint64(self.gpu), chain)
-        field = lambda kind, form, at: struct.unpack_from(form, properties[kind], 16 + at)[0]
+
+        def field(kind: int, form: str, at: int):
+            return struct.unpack_from(form, properties[kind], 16 + at)[0]
+
         self.sizes = [field(54, "I", at) for at in (0, 4)]
         matrices = []
         if self.has_matrices:  # RADV lists them for devices that have none
             name = "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"
             matrices = self.listed(name, self.gpu, kind=1000506001, form="iP9I")
-        component = lambda number: COMPONENTS[number] if number < len(COMPONENTS) else str(number)
+
+        def component(number: int) -> str:
+            return COMPONENTS[number] if number < len(COMPONENTS) else str(number)
+
         self.facts = {
             "device": string(field(1000059001, "256s", 20)),
             "driver": string(field(52, "256s", 4)) + " " + string(field(52, "256s", 260)),
@@ -242,10 +254,11 @@ def main() -> int:
     parser.add_argument("--json", help="file for all statistics")
     args = parser.parse_args()
 
-    driver = os.path.abspath(args.driver)
-    if os.environ.get("VK_DRIVER_FILES") != os.path.join(driver, "driver.json"):
+    if not os.environ.get(WITH_DRIVER):
         # Once more, by the driver's own loader and C library.
+        driver = os.path.abspath(args.driver)
         subprocess.run([os.path.join(ROOT, ".ci", "driver"), "radv", driver], stdout=sys.stderr, check=True)
+        os.environ[WITH_DRIVER] = "1"
         run = os.path.join(driver, "run")
         os.execv(run, [run, os.path.realpath(sys.executable), os.path.abspath(__file__), *sys.argv[1:]])
     # Read by the driver in this process, so before it is loaded.
@@ -283,6 +296,8 @@ def main() -> int:
                 stem = "-".join(filter(None, [args.family, name, kind, str(statistics["subgroup"])]))
                 with open(os.path.join(args.dump, stem + ".txt"), "w", encoding="utf-8") as out:
                     out.writelines(f"==== {stage}\n{text}\n" for stage, text in texts.items())
+    if not results:
+        raise SystemExit("no such kernels")
     short = [f"{one['kernel']} {one['type']} {one['subgroup']}" for one in results
              if one["Spilled VGPRs"] or one["Scratch size"]]
     print(f"\nSpill vector registers or use scratch: {', '.join(short) or 'none'}.")

@@ -1,9 +1,15 @@
-// activation(gate) * up.
+// activation(gate) * up. With I16, rows are left as integers too.
 #version 450
+#pragma variants(I16)
 #extension GL_GOOGLE_include_directive : require
 
 #define PUSH uint cols;
 #include "common.glsl"
+#ifdef I16
+#include "i16_rows.glsl"
+#define I16_BINDING 3
+#include "to_i16.glsl"
+#endif
 
 layout(set = 1, binding = 0, std430) readonly buffer Gate { float gate[]; };
 layout(set = 1, binding = 1, std430) readonly buffer Up { float up[]; };
@@ -26,11 +32,19 @@ void main() {
     if (row >= row_count()) {
         return;
     }
+    uint first = gl_WorkGroupID.x * COLUMNS;
     for (uint i = 0u; i < COLUMNS; i += LANES) {
-        uint c = gl_WorkGroupID.x * COLUMNS + i + gl_LocalInvocationID.x;
-        if (c < cols) {
-            uint at = row * cols + c;
-            result[base[2] + at] = activation(gate[base[0] + at]) * up[base[1] + at];
+        uint c = i + gl_LocalInvocationID.x;
+        if (first + c < cols) {
+            uint at = row * cols + first + c;
+            float y = activation(gate[base[0] + at]) * up[base[1] + at];
+            result[base[2] + at] = y;
+#ifdef I16
+            elements[c] = y;
+#endif
         }
     }
+#ifdef I16
+    leave_i16(base[3] + i16_word(row, cols, first), min(cols - first, COLUMNS));
+#endif
 }

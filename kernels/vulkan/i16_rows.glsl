@@ -14,10 +14,12 @@ float scaled(ivec4 w, float scale, float offset, ivec4 high, ivec4 low, uvec2 re
         of_low += dotPacked4x8EXT(w[i], low[i]);
     }
     int sum = int(rest.y);
-    float product = scale * float((of_high << 8) + of_low - zero_number() * sum);
-    if (has_offset()) {
-        product += offset * float(sum);
+    float product = float((of_high << 8) + of_low - zero_number() * sum);
+    float by = uintBitsToFloat(rest.x);
+    if (FORMAT == MXFP4) {
+        // Its scales are powers of two as large as there are.
+        return scale * by * product;
     }
-    return uintBitsToFloat(rest.x) * product;
+    return by * (has_offset() ? scale * product + offset * float(sum) : scale * product);
 }
 #endif

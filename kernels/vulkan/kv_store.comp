@@ -43,14 +43,15 @@ float element(Unit unit, uint e) {
     return unit.values == 0u ? k[unit.from + e] : v[unit.from + e];
 }
 
-// The f16 scale of the 32 elements from `e` on, whose numbers are written.
+// The f16 scale of the 32 elements from `e` on, whose numbers are written. Groups are whole.
 uint quantize(Unit unit, uint e) {
+    float x[KV_GROUP];
     float largest = 0.0;
     bool finite = true;
     for (uint i = 0u; i < KV_GROUP; i++) {
-        float x = element(unit, e + i);
-        finite = finite && is_finite(x);
-        largest = max(largest, abs(x));
+        x[i] = unit.values == 0u ? k[unit.from + e + i] : v[unit.from + e + i];
+        finite = finite && is_finite(x[i]);
+        largest = max(largest, abs(x[i]));
     }
     // What is not finite makes the scale NaN, so that it is not lost.
     uint scale = finite ? float_to_half(min(largest / 127.0, 65504.0)) : 0x7e00u;
@@ -59,11 +60,11 @@ uint quantize(Unit unit, uint e) {
     for (uint i = 0u; i < KV_GROUP; i += 4u) {
         uint word = 0u;
         for (uint j = 0u; j < 4u; j++) {
-            float x = zero ? 0.0 : element(unit, e + i + j) / d;
+            float quotient = zero ? 0.0 : x[i + j] / d;
             // Half away from zero.
-            float whole = floor(abs(x));
-            whole = min(whole + (abs(x) - whole >= 0.5 ? 1.0 : 0.0), 127.0);
-            word |= (uint(int(x < 0.0 ? -whole : whole)) & 0xffu) << (8u * j);
+            float whole = floor(abs(quotient));
+            whole = min(whole + (abs(quotient) - whole >= 0.5 ? 1.0 : 0.0), 127.0);
+            word |= (uint(int(quotient < 0.0 ? -whole : whole)) & 0xffu) << (8u * j);
         }
         kv[unit.to + (e + i) / 4u] = word;
     }
@@ -85,9 +86,9 @@ void main() {
     if (FORMAT == KV_Q8_0) {
         if (lane < units) {
             Unit unit = unit_of(first + lane, row, block, slot);
-            uint scales = quantize(unit, unit.element);
-            if (unit.element + KV_GROUP < head_dim) {
-                scales |= quantize(unit, unit.element + KV_GROUP) << 16;
+            uint scales = 0u;
+            for (uint e = 0u; e < PART && unit.element + e < head_dim; e += KV_GROUP) {
+                scales |= quantize(unit, unit.element + e) << (e / KV_GROUP * 16u);
             }
             kv[unit.to + head_dim / 4u + unit.element / PART] = scales;
         }

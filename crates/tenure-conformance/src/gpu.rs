@@ -32,11 +32,14 @@ fn has_cooperative(features: &Features) -> bool {
 /// When it lacks one that the environment demands: `TENURE_PRODUCTS` is `all`, or in CI, where it is not set, integer dot
 /// products.
 pub fn products() -> Vec<Caps> {
+    let demand = std::env::var_os("TENURE_PRODUCTS");
+    let ci = if std::env::var_os("CI").is_some() { "integer" } else { "none" };
+    let demand = demand.as_ref().map_or(ci, |demand| demand.to_str().unwrap_or_default());
+    assert!(["all", "integer", "none"].contains(&demand), "TENURE_PRODUCTS is all, integer or none");
     let Some(features) = tenure_vulkan::devices().ok().and_then(|found| Some(found.first()?.features)) else {
+        assert_eq!(demand, "none", "there is no Vulkan device");
         return Vec::new();
     };
-    let demand = std::env::var("TENURE_PRODUCTS");
-    let demand = demand.as_deref().unwrap_or(if std::env::var_os("CI").is_some() { "integer" } else { "none" });
     let has = |what: &str, has: bool, demanded: bool| {
         assert!(has || !demanded, "this driver must have {what}");
         if !has {
@@ -44,7 +47,7 @@ pub fn products() -> Vec<Caps> {
         }
         has
     };
-    let integer = has("integer dot products", has_integer(&features), matches!(demand, "all" | "integer"));
+    let integer = has("integer dot products", has_integer(&features), demand != "none");
     let cooperative = has("cooperative matrices", has_cooperative(&features), demand == "all");
     let ways = [(true, false), (false, true), (true, true)].into_iter();
     let there = ways.filter(|way| (!way.0 || integer) && (!way.1 || cooperative));

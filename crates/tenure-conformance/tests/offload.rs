@@ -9,7 +9,7 @@ use tenure::{
     TextOptions, WeightAccess, WeightStore,
 };
 use tenure_conformance::checks::{load, same_bits, soon};
-use tenure_conformance::{Fault, Faulty, Gpu, Operation, Poisoned, checks, fixture, goldens};
+use tenure_conformance::{Fault, Faulty, Gpu, Operation, Poisoned, checks, fixture, goldens, products};
 use tenure_device::Backend;
 
 fn cpu() -> Arc<dyn Backend> {
@@ -192,7 +192,13 @@ fn faults_of_either_device_leave_nothing_behind() {
 /// A device and the processor round differently; [`checks::agrees`] says how far tokens must be the same all the same.
 #[test]
 fn every_cut_on_vulkan_agrees_with_the_truth() {
-    let Some(gpu) = Gpu::open(Caps::default()) else { return };
+    for caps in products().into_iter().chain([Caps::default()]) {
+        let Some(gpu) = Gpu::open(caps) else { return };
+        every_cut(gpu);
+    }
+}
+
+fn every_cut(gpu: Gpu) {
     let engine = Engine::on(large(Arc::new(Poisoned::new(gpu.backend.clone()))));
     let engine = engine.with_host(large(Arc::new(Poisoned::new(cpu()))));
     for (name, golden) in goldens().expect("fixtures") {

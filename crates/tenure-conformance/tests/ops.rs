@@ -3,7 +3,7 @@
 //! truth is the definition in 64-bit floats where it is short, and elsewhere the CPU backend's portable kernels, which
 //! have such tests of their own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use tenure_conformance::checks::soon;
@@ -232,11 +232,17 @@ impl Pair {
         gpu.expect("open until now").close();
     }
 
-    /// The kernel for products of a plan's steps of so many rows.
-    fn multiplies_by(&self, plan: &Plan, rows: usize) -> &'static str {
+    /// The dispatches of a plan's steps of so many rows.
+    fn dispatches(&self, plan: &Plan, rows: usize) -> BTreeMap<&'static str, usize> {
         let backend = &self.gpu.as_ref().expect("open until closed").backend;
-        let explained = backend.explain(plan, (KvType::F32, TABLES), rows, &vec![Wanted::Row; rows]).expect("lowers");
-        let products = explained.dispatches.keys().filter(|name| name.starts_with("mat"));
+        let blocks = TABLES * plan.shape().table_len();
+        backend.explain(plan, (KvType::F32, blocks), rows, &vec![Wanted::Row; rows]).expect("lowers").dispatches
+    }
+
+    /// The kernel for products of these.
+    fn multiplies_by(&self, plan: &Plan, rows: usize) -> &'static str {
+        let dispatches = self.dispatches(plan, rows);
+        let products = dispatches.keys().filter(|name| name.starts_with("mat"));
         let names: Vec<&'static str> = products.copied().collect();
         assert_eq!(names.len(), 1, "{names:?}");
         names[0]
@@ -349,14 +355,17 @@ fn sentinels_see_what_a_step_should_not_have_written() {
 #[test]
 fn products_of_every_format() {
     let ways = products().into_iter();
-    let divided = ways.clone().map(|caps| Caps { binding: Some(ByteSize::new(8 << 10)), ..caps });
-    for caps in variants(8 << 10).into_iter().chain(ways).chain(divided) {
+    let divided = ways.clone().map(|caps| Caps { binding: Some(ByteSize::new(12 << 10)), ..caps });
+    for caps in variants(12 << 10).into_iter().chain(ways).chain(divided) {
         let Some(pair) = Pair::open(caps) else { return };
         let mut random = Random(1);
         for dtype in computed() {
-            let widths = if dtype.is_block() { [dtype.block_len(), 3 * dtype.block_len()] } else { [1, 67] };
+            // In the last, lanes have work more than once.
+            let widths =
+                if dtype.is_block() { [dtype.block_len(), 3 * dtype.block_len(), 2304] } else { [1, 67, 2310] };
             for (at, k) in widths.into_iter().enumerate() {
-                for n in [1, 7, 70] {
+                for n in if at < 2 { &[1, 7, 70][..] } else { &[9] } {
+                    let n = *n;
                     let (mut file, x) = table(k, &mut random);
                     let w = file.put("w", dtype, Shape::from([n, k]), &mut random);
                     let b = file.put("b", DType::F32, Shape::from([n]), &mut random);
@@ -413,11 +422,14 @@ fn rows_of_any_size(pair: Pair) {
     let kernels = pair.kernels();
     let (mut random, n) = (Random(11), 70);
     let sizes = [(DType::F16, 100, 1.0f32), (DType::F16, 64, 3e3), (DType::BF16, 33, 1e-9), (DType::BF16, 160, 1e20)];
-    for (dtype, k, size) in sizes.into_iter().chain([(DType::Q8_0, 96, 1e-3), (DType::Q4K, 512, 1.0)]) {
+    for (dtype, k, size) in
+        sizes.into_iter().chain([(DType::Q8_0, 96, 1e-3), (DType::Q4K, 512, 1.0), (DType::MXFP4, 64, 1e33)])
+    {
         let mut file = File::default();
         let mut x: Vec<f32> = (0..VOCAB * k).map(|_| random.normal()).collect();
         for (token, row) in x.chunks_exact_mut(k).enumerate() {
-            let size = 10f32.powi(token as i32 - 14) / size.max(1.0);
+            // Below 2^-111 there is less of them.
+            let size = (10f32.powi(token as i32 - 14) / size.max(1.0)).max(1e-32);
             row.iter_mut().for_each(|x| *x *= size);
         }
         x[5 * k + k / 2] = f32::NAN;
@@ -455,6 +467,68 @@ fn rows_of_any_size(pair: Pair) {
         }
     }
     pair.close();
+}
+
+/// Rows are brought into the form that a product reads once for all products that follow one another, and anew where
+/// something else was put in their place: parts of attention, rows of other values, of the step or of its outputs.
+#[test]
+fn products_of_the_same_rows_with_other_work_between() {
+    let ways = products().into_iter().chain([Caps::default()]);
+    // Products of ten rows at a time.
+    let divided = ways.clone().map(|caps| Caps { work: Some(10 * 64 * 64), ..caps });
+    for caps in ways.chain(divided) {
+        let Some(pair) = Pair::open(caps) else { return };
+        let mut random = Random(15);
+        let (width, shape) = (64, StepShape { rows: 64, outs: 64, context: 700 });
+        let (mut file, _) = table(width, &mut random);
+        file.put("norm", DType::F32, Shape::from([width]), &mut random);
+        let weights = [
+            ("q", DType::Q4_0, width),
+            ("k", DType::F16, width / 2),
+            ("v", DType::F32, width / 2),
+            ("gate", DType::Q8_0, width),
+            ("down", DType::Q5_1, width),
+            ("first", DType::Q4_1, 40),
+            ("more", DType::Q5_0, width),
+            ("last", DType::Q4_0, 40),
+        ];
+        for (name, dtype, n) in weights {
+            file.put(name, dtype, Shape::from([n, width]), &mut random);
+        }
+        let plan = plan(&file, shape, width, |g, x| {
+            let by = |x, name: &str| {
+                let (_, _, n) = weights.into_iter().find(|weight| weight.0 == name).expect("is listed");
+                g.matmul(x, g.matrix(name, n, width), None)
+            };
+            let x = g.rms_norm(x, g.vector("norm", width), 1e-5);
+            let layer = g.kv_layer(1, width / 2);
+            let (q, k, v) = (by(x, "q"), by(x, "k"), by(x, "v"));
+            g.kv_store(k, v, layer);
+            let attended = g.attention(q, layer, 2, 0.1, None, None);
+            let down = by(g.glu(by(x, "gate"), attended, Activation::Silu), "down");
+            let first = by(g.take_rows(x), "first");
+            let sum = g.add(down, by(x, "more"));
+            g.add(first, by(g.take_rows(sum), "last"))
+        });
+        let mut steps: Vec<Rows> = filled(0, 600, 64).collect();
+        let few_wanted = |rows: usize, first: u32| Rows { outputs: vec![3, 1], ..Rows::run(rows, first) };
+        steps.extend([
+            Rows::run(1, 600),
+            Rows::run(5, 601),
+            few_wanted(40, 606),
+            few_wanted(7, 646),
+            Rows::run(40, 653),
+        ]);
+        let few = pair.dispatches(&plan, 5);
+        let norms = if pair.kernels().integer { ("rms_norm.i16", "glu.i16", 2) } else { ("rms_norm", "glu", 0) };
+        let count = |name| few.get(name).copied().unwrap_or(0);
+        // The norm leaves rows for products, and so does the gate. What comes between is attention, or rows of outputs.
+        assert_eq!((count(norms.0), count(norms.1)), (1, 1), "{few:?}");
+        assert!(count("rows_to_i16") >= norms.2, "{few:?}");
+        // The processor rounds rows, too.
+        pair.agree("products", plan, &file, KvType::F32, &steps, 3e-3);
+        pair.close();
+    }
 }
 
 #[test]

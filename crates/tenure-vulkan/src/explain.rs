@@ -123,7 +123,7 @@ fn read_back(plan: &Plan, step: StepRows, wanted: &[Wanted]) -> u64 {
 impl Explanation {
     fn count(&mut self, dispatch: &Dispatch, rows: usize, groups: [u32; 3]) {
         let kernel = dispatch.kernel;
-        let is_product = kernel.row_form().is_some();
+        let is_product = kernel.is_product();
         *self.dispatches.entry(kernel.name()).or_default() += 1;
         let rows = (rows as u64).saturating_sub(dispatch.grid.first).min(dispatch.grid.most);
         for (at, (region, _)) in dispatch.operands.iter().enumerate() {
@@ -134,7 +134,7 @@ impl Explanation {
                 (_, 2) if is_product => {
                     self.weight_bytes += if dispatch.words[5] == 0 { 0 } else { region.bytes };
                 }
-                (Kernel::RmsNorm | Kernel::Rope, 1) => self.weight_bytes += region.bytes,
+                (Kernel::RmsNorm | Kernel::RmsNormI16 | Kernel::Rope, 1) => self.weight_bytes += region.bytes,
                 (Kernel::KvStore, 2) | (Kernel::Attention | Kernel::AttentionRows, 1) => {}
                 // Parts, which are written here and read where they are joined.
                 (Kernel::Attention, 2) if dispatch.parts.is_some() => {

@@ -10,6 +10,8 @@ use crate::layout::WORD;
 pub(crate) enum Kernel {
     Embed,
     RmsNorm,
+    /// The same, and what [`Kernel::RowsToI16`] makes of its result.
+    RmsNormI16,
     /// Rows of activations as integers of 16 bits, for integer dot products.
     RowsToI16,
     /// Rows of activations in f16, for cooperative matrices.
@@ -33,6 +35,8 @@ pub(crate) enum Kernel {
     /// Several rows of a head at a time, which share what they read of the cache.
     AttentionRows,
     Glu,
+    /// The same, and what [`Kernel::RowsToI16`] makes of its result.
+    GluI16,
     Add,
     Scale,
     Softcap,
@@ -49,9 +53,9 @@ pub(crate) enum Kernel {
 pub struct KernelSet {
     /// Sums and maxima of workgroups by arithmetic across subgroups, of whatever size.
     pub subgroup: bool,
-    /// Products of quantised weights by integer dot products.
+    /// Products of quantised weights by integer dot products; with `subgroup` only.
     pub integer: bool,
-    /// Products of many rows by cooperative matrices.
+    /// Products of many rows by cooperative matrices; with `subgroup` only.
     pub cooperative: bool,
 }
 
@@ -125,9 +129,10 @@ pub(crate) const MOST_BINDINGS: usize = 4;
 impl Kernel {
     /// Every kernel.
     #[cfg(test)]
-    pub(crate) const ALL: [Kernel; 21] = [
+    pub(crate) const ALL: [Kernel; 23] = [
         Kernel::Embed,
         Kernel::RmsNorm,
+        Kernel::RmsNormI16,
         Kernel::RowsToI16,
         Kernel::RowsToF16,
         Kernel::MatVec,
@@ -141,6 +146,7 @@ impl Kernel {
         Kernel::AttentionJoin,
         Kernel::AttentionRows,
         Kernel::Glu,
+        Kernel::GluI16,
         Kernel::Add,
         Kernel::Scale,
         Kernel::Softcap,
@@ -154,6 +160,7 @@ impl Kernel {
         match self {
             Kernel::Embed => "embed",
             Kernel::RmsNorm => "rms_norm",
+            Kernel::RmsNormI16 => "rms_norm.i16",
             Kernel::RowsToI16 => "rows_to_i16",
             Kernel::RowsToF16 => "rows_to_f16",
             Kernel::MatVec => "matvec",
@@ -167,6 +174,7 @@ impl Kernel {
             Kernel::AttentionJoin => "attention_join",
             Kernel::AttentionRows => "attention_rows",
             Kernel::Glu => "glu",
+            Kernel::GluI16 => "glu.i16",
             Kernel::Add => "add",
             Kernel::Scale => "scale",
             Kernel::Softcap => "softcap",
@@ -181,29 +189,12 @@ impl Kernel {
         if kernels.subgroup { self.with_subgroups() } else { self.plain() }
     }
 
-    /// How it reads activations, if it is for products.
-    pub(crate) const fn row_form(self) -> Option<RowForm> {
-        match self {
-            Kernel::MatVec | Kernel::MatMul => Some(RowForm::F32),
-            Kernel::MatVecInteger | Kernel::MatMulInteger => Some(RowForm::I16),
-            Kernel::MatMulCooperative => Some(RowForm::F16),
-            Kernel::Embed
-            | Kernel::RmsNorm
-            | Kernel::RowsToI16
-            | Kernel::RowsToF16
-            | Kernel::Rope
-            | Kernel::KvStore
-            | Kernel::Attention
-            | Kernel::AttentionJoin
-            | Kernel::AttentionRows
-            | Kernel::Glu
-            | Kernel::Add
-            | Kernel::Scale
-            | Kernel::Softcap
-            | Kernel::TakeRows
-            | Kernel::Copy
-            | Kernel::TopK => None,
-        }
+    /// Whether it multiplies activations by a weight.
+    pub(crate) const fn is_product(self) -> bool {
+        matches!(
+            self,
+            Kernel::MatVec | Kernel::MatVecInteger | Kernel::MatMul | Kernel::MatMulInteger | Kernel::MatMulCooperative
+        )
     }
 
     const fn with_subgroups(self) -> &'static [u8] {
@@ -213,6 +204,7 @@ impl Kernel {
             Kernel::Attention => include_bytes!("../../../kernels/prebuilt/vulkan/attention.subgroup.spv"),
             Kernel::AttentionRows => include_bytes!("../../../kernels/prebuilt/vulkan/attention_rows.subgroup.spv"),
             Kernel::Embed
+            | Kernel::RmsNormI16
             | Kernel::RowsToI16
             | Kernel::RowsToF16
             | Kernel::MatVecInteger
@@ -223,6 +215,7 @@ impl Kernel {
             | Kernel::KvStore
             | Kernel::AttentionJoin
             | Kernel::Glu
+            | Kernel::GluI16
             | Kernel::Add
             | Kernel::Scale
             | Kernel::Softcap
@@ -236,6 +229,7 @@ impl Kernel {
         match self {
             Kernel::Embed => include_bytes!("../../../kernels/prebuilt/vulkan/embed.spv"),
             Kernel::RmsNorm => include_bytes!("../../../kernels/prebuilt/vulkan/rms_norm.spv"),
+            Kernel::RmsNormI16 => include_bytes!("../../../kernels/prebuilt/vulkan/rms_norm.i16.spv"),
             Kernel::RowsToI16 => include_bytes!("../../../kernels/prebuilt/vulkan/rows_to_i16.spv"),
             Kernel::RowsToF16 => include_bytes!("../../../kernels/prebuilt/vulkan/rows_to_f16.spv"),
             Kernel::MatVec => include_bytes!("../../../kernels/prebuilt/vulkan/matvec.spv"),
@@ -249,6 +243,7 @@ impl Kernel {
             Kernel::AttentionJoin => include_bytes!("../../../kernels/prebuilt/vulkan/attention_join.spv"),
             Kernel::AttentionRows => include_bytes!("../../../kernels/prebuilt/vulkan/attention_rows.spv"),
             Kernel::Glu => include_bytes!("../../../kernels/prebuilt/vulkan/glu.spv"),
+            Kernel::GluI16 => include_bytes!("../../../kernels/prebuilt/vulkan/glu.i16.spv"),
             Kernel::Add => include_bytes!("../../../kernels/prebuilt/vulkan/add.spv"),
             Kernel::Scale => include_bytes!("../../../kernels/prebuilt/vulkan/scale.spv"),
             Kernel::Softcap => include_bytes!("../../../kernels/prebuilt/vulkan/softcap.spv"),
@@ -261,7 +256,9 @@ impl Kernel {
     /// Its storage buffers.
     pub(crate) const fn bindings(self) -> usize {
         match self {
-            Kernel::MatVec
+            Kernel::RmsNormI16
+            | Kernel::GluI16
+            | Kernel::MatVec
             | Kernel::MatVecInteger
             | Kernel::MatMul
             | Kernel::MatMulInteger
@@ -298,6 +295,7 @@ impl Kernel {
             | Kernel::Copy
             | Kernel::TopK => true,
             Kernel::RmsNorm
+            | Kernel::RmsNormI16
             | Kernel::RowsToI16
             | Kernel::RowsToF16
             | Kernel::MatVec
@@ -306,6 +304,7 @@ impl Kernel {
             | Kernel::MatMulInteger
             | Kernel::MatMulCooperative
             | Kernel::Glu
+            | Kernel::GluI16
             | Kernel::Add
             | Kernel::Scale
             | Kernel::Softcap => false,
@@ -315,18 +314,22 @@ impl Kernel {
     /// What one workgroup covers.
     pub(crate) const fn tile(self) -> Tile {
         match self {
-            Kernel::RowsToI16 => Tile { columns: 2048, rows: 1 },
             Kernel::MatVec | Kernel::MatVecInteger => Tile { columns: 8, rows: 4 },
             Kernel::MatMul => Tile { columns: 64, rows: 32 },
             Kernel::MatMulInteger => Tile { columns: 64, rows: 64 },
             Kernel::MatMulCooperative => Tile { columns: 64, rows: 128 },
-            Kernel::RmsNorm | Kernel::RowsToF16 | Kernel::Attention | Kernel::AttentionJoin | Kernel::TopK => {
-                Tile { columns: 1, rows: 1 }
-            }
+            Kernel::RmsNorm
+            | Kernel::RmsNormI16
+            | Kernel::RowsToF16
+            | Kernel::Attention
+            | Kernel::AttentionJoin
+            | Kernel::TopK => Tile { columns: 1, rows: 1 },
             Kernel::AttentionRows => Tile { columns: 1, rows: 8 },
             Kernel::Rope | Kernel::KvStore => Tile { columns: 128, rows: 1 },
             Kernel::Embed
+            | Kernel::RowsToI16
             | Kernel::Glu
+            | Kernel::GluI16
             | Kernel::Add
             | Kernel::Scale
             | Kernel::Softcap
@@ -338,8 +341,11 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
+    use tenure_tensor::ByteSize;
+
     use super::*;
-    use crate::devices::CooperativeMatrix;
+    use crate::backend::Caps;
+    use crate::devices::{CooperativeMatrix, DeviceInfo, DeviceKind};
 
     // SPIR-V's numbers of capabilities.
     const SHADER: u32 = 1;
@@ -374,6 +380,7 @@ mod tests {
                     (Kernel::MatMulCooperative, _) => {
                         &[ARITHMETIC, STORAGE_16BIT, FLOAT16, VULKAN_MEMORY_MODEL, COOPERATIVE_MATRIX]
                     }
+                    (Kernel::RmsNormI16, _) => &[ARITHMETIC],
                     (Kernel::RowsToF16, _) => &[ARITHMETIC, STORAGE_16BIT, FLOAT16],
                     (Kernel::MatVecInteger, _) => &[ARITHMETIC, STORAGE_8BIT, STORAGE_16BIT, DOT, PACKED_DOT],
                     (Kernel::MatMulInteger, _) => &[STORAGE_8BIT, STORAGE_16BIT, DOT, PACKED_DOT],
@@ -389,22 +396,34 @@ mod tests {
         }
     }
 
+    fn all() -> DeviceInfo {
+        DeviceInfo {
+            index: 0,
+            name: String::new(),
+            driver: String::new(),
+            api: "1.1.0".to_owned(),
+            kind: DeviceKind::Discrete,
+            memory: ByteSize::ZERO,
+            free: None,
+            features: Features {
+                timeline_semaphores: true,
+                memory_budget: true,
+                storage_16bit: true,
+                storage_8bit: true,
+                float16: true,
+                int8: true,
+                integer_dot: true,
+                integer_dot_accelerated: true,
+                cooperative_matrix: Some(CooperativeMatrix { m: 16, n: 16, k: 16, subgroup_size: 32 }),
+                subgroup_size: 32,
+                subgroup_arithmetic: true,
+            },
+        }
+    }
+
     #[test]
     fn sets_are_of_what_their_kernels_need() {
-        let matrix = Some(CooperativeMatrix { m: 16, n: 16, k: 16, subgroup_size: 32 });
-        let all = Features {
-            timeline_semaphores: true,
-            memory_budget: true,
-            storage_16bit: true,
-            storage_8bit: true,
-            float16: true,
-            int8: true,
-            integer_dot: true,
-            integer_dot_accelerated: true,
-            cooperative_matrix: matrix,
-            subgroup_size: 32,
-            subgroup_arithmetic: true,
-        };
+        let all = all().features;
         let name = |features| KernelSet::of(&features).to_string();
         assert_eq!(name(all), "subgroup+integer+cooperative");
         assert_eq!(name(Features { storage_8bit: false, ..all }), "subgroup+cooperative");
@@ -412,5 +431,22 @@ mod tests {
         assert_eq!(name(Features { cooperative_matrix: None, ..all }), "subgroup+integer");
         assert_eq!(name(Features { storage_16bit: false, ..all }), "subgroup");
         assert_eq!(name(Features { subgroup_arithmetic: false, ..all }), "plain");
+    }
+
+    #[test]
+    fn what_is_not_said_to_be_fast_is_used_where_it_is_asked_for() {
+        let gpu = all();
+        let slow = Features { integer_dot_accelerated: false, ..gpu.features };
+        let processor = DeviceInfo { kind: DeviceKind::Cpu, features: slow, ..gpu.clone() };
+        let name = |caps: Caps, info: &DeviceInfo| caps.kernels(info).to_string();
+        assert_eq!(name(Caps::default(), &gpu), "subgroup+integer+cooperative");
+        assert_eq!(name(Caps::default(), &processor), "subgroup");
+        let wanted = |integer_dot, cooperative_matrix| Caps { integer_dot, cooperative_matrix, ..Caps::default() };
+        assert_eq!(name(wanted(Some(true), None), &processor), "subgroup+integer");
+        assert_eq!(name(wanted(None, Some(true)), &processor), "subgroup+cooperative");
+        assert_eq!(name(wanted(Some(false), None), &gpu), "subgroup+cooperative");
+        assert_eq!(name(wanted(None, Some(false)), &gpu), "subgroup+integer");
+        let plain = Caps { no_subgroup_arithmetic: true, ..wanted(Some(true), Some(true)) };
+        assert_eq!(name(plain, &gpu), "plain");
     }
 }

@@ -229,11 +229,11 @@ impl Lowering<'_> {
             Op::RmsNorm { x, weight, eps, group } => {
                 let cols = self.cols(out);
                 let weight = self.vector(weight)?;
-                self.by_rows(&[x, out], |me, run| {
-                    let operands = vec![me.read(x, run), weight, me.write(out, run)];
-                    let words = vec![cols as u32, group as u32, eps.to_bits()];
-                    me.push(Kernel::RmsNorm, [0; 2], operands, words, cols / group as u64, run, 0);
-                })
+                let words = vec![cols as u32, group as u32, eps.to_bits()];
+                let groups = cols / group as u64;
+                // Units of integers are whole where the norm is of whole rows.
+                let kernels = (Kernel::RmsNorm, (groups == 1).then_some(Kernel::RmsNormI16));
+                self.for_products(kernels, (&[x], Some(weight)), (0, words), groups, out)
             }
             Op::MatMul { x, w, bias } => self.matmul(x, w, bias, out),
             Op::Rope { x, head_dim, ref rope } => self.rope(x, head_dim, rope, out),
@@ -250,7 +250,9 @@ impl Lowering<'_> {
                         return Err(NotLowered::Operation(step.op.name()));
                     }
                 };
-                self.elementwise(Kernel::Glu, kind, &[gate, up], &[], out)
+                let cols = self.cols(out);
+                let kernels = (Kernel::Glu, Some(Kernel::GluI16));
+                self.for_products(kernels, (&[gate, up], None), (kind, vec![cols as u32]), cols, out)
             }
             Op::Add { a, b } => self.elementwise(Kernel::Add, 0, &[a, b], &[], out),
             Op::Scale { x, factor } => self.elementwise(Kernel::Scale, 0, &[x], &[factor.to_bits()], out),
@@ -532,7 +534,7 @@ impl Lowering<'_> {
         debug_assert!(COMMON_WORDS + words.len() <= PUSH_WORDS);
         let writes =
             |&(region, access): &(Region, Access)| region.buffer == self.sites.scratch && access == Access::Write;
-        if !matches!(kernel, Kernel::RowsToI16 | Kernel::RowsToF16) && operands.iter().any(writes) {
+        if operands.iter().any(writes) {
             self.reformed = None;
         }
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };

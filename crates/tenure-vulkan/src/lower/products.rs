@@ -11,32 +11,35 @@ use crate::layout::WORD;
 use super::{Bounds, Lowering, NotLowered, Run};
 
 impl Bounds {
-    /// The kernel for products of few rows by weights of a type, or of many.
-    fn product(self, dtype: DType, amount: Amount) -> Kernel {
+    /// The kernel for products of few rows by weights of a type, or of many, and how it reads the rows.
+    fn product(self, dtype: DType, many: bool) -> (Kernel, RowForm) {
         let integer = self.integer && dtype.is_block();
-        match (amount, self.cooperative) {
-            (Amount::Few, _) if integer => Kernel::MatVecInteger,
-            (Amount::Few, _) => Kernel::MatVec,
+        match (many, self.cooperative) {
             // Weights in 32 bits keep them.
-            (Amount::Many | Amount::Any, Some(_)) if dtype != DType::F32 => Kernel::MatMulCooperative,
-            (Amount::Many | Amount::Any, _) if integer => Kernel::MatMulInteger,
-            (Amount::Many | Amount::Any, _) => Kernel::MatMul,
+            (true, Some(_)) if dtype != DType::F32 => (Kernel::MatMulCooperative, RowForm::F16),
+            (true, _) if integer => (Kernel::MatMulInteger, RowForm::I16),
+            (true, _) => (Kernel::MatMul, RowForm::F32),
+            (false, _) if integer => (Kernel::MatVecInteger, RowForm::I16),
+            (false, _) => (Kernel::MatVec, RowForm::F32),
         }
     }
 }
+
+/// Few rows and many.
+const AMOUNTS: [(Amount, bool); 2] = [(Amount::Few, false), (Amount::Many, true)];
 
 /// Bytes of the rows of activations that products read in forms of their own, the most at a time.
 pub(crate) fn rows_bytes(plan: &Plan, bounds: Bounds) -> u64 {
     let of = |step: &Step| {
         let Op::MatMul { x, w, .. } = step.op else { return 0 };
-        let bytes = |amount: Amount| match bounds.product(plan.weight(w).spec.dtype, amount).row_form() {
-            None | Some(RowForm::F32) => 0,
-            Some(form) => {
+        let bytes = |(amount, many): (Amount, bool)| match bounds.product(plan.weight(w).spec.dtype, many).1 {
+            RowForm::F32 => 0,
+            form => {
                 let rows = amount.most(plan.shape().capacity(plan.value(x).rows));
                 form.row_bytes(plan.value(x).cols as u64).saturating_mul(rows as u64)
             }
         };
-        bytes(Amount::Few).max(bytes(Amount::Many))
+        AMOUNTS.map(bytes).into_iter().max().unwrap_or(0)
     };
     plan.steps().iter().map(of).max().unwrap_or(0)
 }
@@ -54,13 +57,12 @@ impl Lowering<'_> {
         let (format, row) = self.matrix(w);
         let (k, n) = (self.cols(x), self.cols(out));
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        for amount in [Amount::Few, Amount::Many] {
+        for (amount, many) in AMOUNTS {
             let capacity = self.plan.shape().capacity(self.plan.value(x).rows);
             if amount.most(capacity) == 0 {
                 continue;
             }
-            let kernel = self.bounds.product(self.plan.weight(w).spec.dtype, amount);
-            let form = kernel.row_form().unwrap_or(RowForm::F32);
+            let (kernel, form) = self.bounds.product(self.plan.weight(w).spec.dtype, many);
             self.reform(x, form, amount)?;
             let shape = self.bounds.cooperative.filter(|_| kernel == Kernel::MatMulCooperative);
             let constants = [format, shape.map_or(0, |shape| shape.constant())];
@@ -107,6 +109,57 @@ impl Lowering<'_> {
             me.push(kernel, [0; 2], operands, vec![k as u32], columns, run, 0).amount = amount;
         })?;
         self.reformed = Some(there);
+        Ok(())
+    }
+
+    /// In which recordings an operation is to leave its result as integers too, for the products that read it next: where
+    /// it has few rows or many or in all, and whether it is to.
+    fn leaves_i16(&self, out: Val) -> impl Iterator<Item = (Amount, bool)> + use<> {
+        let wanted = |many: bool| {
+            self.plan.steps().iter().any(|step| match step.op {
+                Op::MatMul { x, w, .. } if x == out => {
+                    self.bounds.product(self.plan.weight(w).spec.dtype, many).1 == RowForm::I16
+                }
+                _ => false,
+            })
+        };
+        let [few, many] = [false, true].map(wanted);
+        let one = (few == many).then_some((Amount::Any, few));
+        let two = (few != many).then_some([(Amount::Few, few), (Amount::Many, many)]);
+        one.into_iter().chain(two.into_iter().flatten())
+    }
+
+    /// An operation by the first of the kernels, or by the second where it is to leave its result as integers too.
+    pub(super) fn for_products(
+        &mut self,
+        (plain, i16): (Kernel, Option<Kernel>),
+        (inputs, weight): (&[Val], Option<(Region, Access)>),
+        (constant, words): (u32, Vec<u32>),
+        columns: u64,
+        out: Val,
+    ) -> Result<(), NotLowered> {
+        let values: Vec<Val> = inputs.iter().copied().chain([out]).collect();
+        let mut left = Reformed { val: out, few: RowForm::F32, many: RowForm::F32 };
+        for (amount, leaves) in self.leaves_i16(out) {
+            let kernel = i16.filter(|_| leaves);
+            let wide = kernel.map_or(0, |_| RowForm::I16.row_bytes(self.cols(out)));
+            self.runs(&values, (wide, amount), (0, 1), |me, run| {
+                let mut operands: Vec<_> = inputs.iter().map(|&input| me.read(input, run)).chain(weight).collect();
+                operands.push(me.write(out, run));
+                operands.extend(kernel.map(|_| (me.reformed(out, RowForm::I16, run), Access::Write)));
+                let kernel = kernel.unwrap_or(plain);
+                me.push(kernel, [constant, 0], operands, words.clone(), columns, run, 0).amount = amount;
+            })?;
+            if kernel.is_some() && amount != Amount::Many {
+                left.few = RowForm::I16;
+            }
+            if kernel.is_some() && amount != Amount::Few {
+                left.many = RowForm::I16;
+            }
+        }
+        if left.few != RowForm::F32 || left.many != RowForm::F32 {
+            self.reformed = Some(left);
+        }
         Ok(())
     }
 
