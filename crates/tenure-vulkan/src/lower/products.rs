@@ -114,7 +114,7 @@ impl Lowering<'_> {
 
     /// In which recordings an operation is to leave its result as integers too, for the products that read it next: where
     /// it has few rows or many or in all, and whether it is to.
-    fn leaves_i16(&self, out: Val) -> impl Iterator<Item = (Amount, bool)> + use<> {
+    fn leaves_i16(&self, out: Val) -> Vec<(Amount, bool)> {
         let wanted = |many: bool| {
             self.plan.steps().iter().any(|step| match step.op {
                 Op::MatMul { x, w, .. } if x == out => {
@@ -123,10 +123,10 @@ impl Lowering<'_> {
                 _ => false,
             })
         };
-        let [few, many] = [false, true].map(wanted);
-        let one = (few == many).then_some((Amount::Any, few));
-        let two = (few != many).then_some([(Amount::Few, few), (Amount::Many, many)]);
-        one.into_iter().chain(two.into_iter().flatten())
+        match [false, true].map(wanted) {
+            [few, many] if few == many => vec![(Amount::Any, few)],
+            [few, many] => vec![(Amount::Few, few), (Amount::Many, many)],
+        }
     }
 
     /// An operation by the first of the kernels, or by the second where it is to leave its result as integers too.
