@@ -39,7 +39,7 @@ struct Arguments {
     /// Apply no chat template.
     #[arg(long)]
     raw: bool,
-    /// Show so many of the largest logits after the prompt.
+    /// With `--json`, so many of the largest logits after the prompt.
     #[arg(long, default_value_t = 0)]
     logits_top: usize,
     /// Seconds after which to give up.

@@ -100,6 +100,7 @@ fn explain(model: &ModelArgs, engine: &Engine, options: &TextOptions) -> Result<
         return Err(Refusal::new("BadParameter", "no layer is computed on the GPU"));
     };
     let shape = plan.shape();
+    note(format_args!("{} kernels\n", vulkan.kernels()));
     let cache = (options.kv, shape.table_len() * options.sequences);
     let needed: u64 =
         plan.weights().iter().filter(|w| w.as_matrix).filter_map(|w| w.spec.bytes()).map(ByteSize::get).sum();

@@ -240,7 +240,15 @@ impl ModelArgs {
     /// When threads cannot be started, or there is no such device.
     pub fn engine(&self) -> Result<Engine, Refusal> {
         Ok(match self.vulkan()? {
-            None => Engine::cpu(CpuOptions { budget: self.budget, ..self.cpu() })?,
+            None => match self.ngl.0 {
+                Offload::Layers(layers) if layers > 0 => {
+                    let why = format!("-ngl {layers} is for a GPU, and none is used: name one, as --device vulkan");
+                    return Err(Refusal::new("BadParameter", why));
+                }
+                Offload::All | Offload::Auto | Offload::Layers(_) => {
+                    Engine::cpu(CpuOptions { budget: self.budget, ..self.cpu() })?
+                }
+            },
             Some(vulkan) => {
                 let budget = vulkan.budget();
                 let engine = Engine::on(Device::new(Arc::new(vulkan), budget));
@@ -298,7 +306,7 @@ impl ModelArgs {
     ) -> Result<(ModelHandle<Text>, ByteSize), Refusal> {
         let plan = self.plan(engine, options, cancel)?;
         let planned = plan.bytes();
-        if let Some(shared) = shared_out(&plan) {
+        if let Some(shared) = shared_out(engine, &plan) {
             note(format_args!("{shared}\n"));
         }
         if let Some(warning) = unused(&plan) {
@@ -311,7 +319,16 @@ impl ModelArgs {
             shown.set_length(total.get());
             shown.set_position(done.get());
         }));
-        let reservation = engine.reserve(&plan, &Stop { deadline: load.deadline, cancel: cancel.clone() })?;
+        let reserved = engine.reserve(&plan, &Stop { deadline: load.deadline, cancel: cancel.clone() });
+        let reservation = reserved.map_err(|error| {
+            let hint = error.kind() == tenure::ErrorKind::OutOfMemory && !self.is_cpu() && self.ngl.0 == Offload::All;
+            match Refusal::from(error) {
+                Refusal::Refused { kind, message } if hint => {
+                    Refusal::new(&kind, format!("{message}; -ngl auto has the processor compute what does not fit"))
+                }
+                refusal => refusal,
+            }
+        })?;
         let model = engine.load(plan, reservation, &load)?;
         bar.finish_and_clear();
         Ok((model, planned))
@@ -332,11 +349,11 @@ pub fn unused(plan: &LoadPlan<Text>) -> Option<String> {
     (!shown.is_empty()).then(|| format!("warning: the model does not use {}{rest} of its file", shown.join(", ")))
 }
 
-/// Which device computes how many layers, where there are several.
-pub fn shared_out(plan: &LoadPlan<Text>) -> Option<String> {
+/// Which device computes how many layers, where there are several to choose from.
+pub fn shared_out(engine: &Engine, plan: &LoadPlan<Text>) -> Option<String> {
     let parts: Vec<String> =
         plan.layers().map(|(device, layers)| format!("{layers} on {}", device.backend().name())).collect();
-    (parts.len() > 1).then(|| format!("layers: {}", parts.join(", ")))
+    (parts.len() > 1 || engine.host().is_some()).then(|| format!("layers: {}", parts.join(", ")))
 }
 
 /// What the engine's memory is used for, as JSON.

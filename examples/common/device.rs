@@ -9,6 +9,9 @@ use tenure::{ByteSize, Offload, Vulkan, VulkanOptions};
 
 use crate::cli::Refusal;
 
+/// No machine has so many GPUs.
+const MOST_DEVICES: usize = 100;
+
 /// The device asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
@@ -29,8 +32,9 @@ impl FromStr for DeviceArg {
             None if text == "auto" => Ok(DeviceArg::Auto),
             None if text == "vulkan" => Ok(DeviceArg::Vulkan(DeviceSelector::Best)),
             Some(("vulkan", which)) if !which.is_empty() => {
-                let index = which.parse().map(DeviceSelector::Index);
-                Ok(DeviceArg::Vulkan(index.unwrap_or_else(|_| DeviceSelector::Name(which.to_owned()))))
+                // Greater numbers are those of names.
+                let index = which.parse().ok().filter(|&index| index < MOST_DEVICES).map(DeviceSelector::Index);
+                Ok(DeviceArg::Vulkan(index.unwrap_or_else(|| DeviceSelector::Name(which.to_owned()))))
             }
             None | Some(_) => Err("expected cpu, auto, vulkan or vulkan:WHICH".to_owned()),
         }

@@ -20,7 +20,7 @@ pub(crate) const FILE: &str = "docs/SUPPORT.md";
 const ISAS: [(Isa, &str); 3] =
     [(Isa::Portable, "CPU, portable"), (Isa::Avx2, "CPU, AVX2"), (Isa::Avx512Vnni, "CPU, AVX-512 VNNI")];
 /// Columns of every value: whole blocks of every type.
-const COLS: usize = 256;
+const COLS: usize = 512;
 /// Elements of a head.
 const HEAD: usize = 64;
 
@@ -147,7 +147,8 @@ fn plan_of(
         std::iter::once(("table", (table, Shape::from([COLS, COLS])))).chain(weight.map(|weight| ("w", weight)));
     let file: Vec<TensorSpec> =
         tensors.map(|(name, (dtype, shape))| TensorSpec { name: name.to_owned(), dtype, shape }).collect();
-    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 64 });
+    // So long that positions are divided.
+    let g = Graph::new(&file, StepShape { rows: 64, outs: 64, context: 512 });
     let x = g.embed(g.table("table", COLS, COLS), 1.0);
     let out = body(&g, x);
     g.finish(&[(output, out)]).map_err(|error| error.to_string())

@@ -34,7 +34,7 @@ use crate::tops::Tops;
 pub struct VulkanOptions {
     /// Which device.
     pub device: DeviceSelector,
-    /// Bytes of its memory that may be used; `None`: all there is. Where the driver says what is free, no more than
+    /// Bytes of its memory that may be used; `None`, or more than there is: all there is. Where the driver says what is free, no more than
     /// that is used either.
     pub budget: Option<ByteSize>,
     /// Has Khronos' validation layer watch over every call and write to this log.
@@ -168,7 +168,8 @@ impl Vulkan {
         let overhead = staging.as_ref().map_or(ByteSize::ZERO, |staging| ByteSize::new(staging.bytes()));
         let pipelines = Arc::new(Pipelines::new(&gpu).map_err(fail)?);
         let shared = Shared { gpu, pipelines, segments: Mutex::default(), staging: staging.map(Mutex::new) };
-        let budget = options.budget.unwrap_or(shared.gpu.info.memory);
+        let memory = shared.gpu.info.memory;
+        let budget = options.budget.map_or(memory, |budget| budget.min(memory));
         Ok(Vulkan {
             shared: Arc::new(shared),
             budget,

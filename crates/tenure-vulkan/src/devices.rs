@@ -181,7 +181,7 @@ impl DeviceSelector {
         };
         picked.ok_or_else(|| VulkanError::UnknownDevice {
             asked: self.to_string(),
-            found: infos.iter().map(|info| info.name.clone()).collect(),
+            found: infos.iter().map(|info| format!("{}: {}", info.index, info.name)).collect(),
         })
     }
 }
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(DeviceSelector::Index(1).pick(&all), Ok(1));
         assert_eq!(DeviceSelector::Name("igpu".to_owned()).pick(&all), Ok(1));
         let error = DeviceSelector::Index(3).pick(&all).expect_err("there are three");
-        assert_eq!(error.to_string(), "no Vulkan device \"3\"; there are llvmpipe, Small iGPU, Large GPU");
+        assert_eq!(error.to_string(), "no Vulkan device \"3\"; there are 0: llvmpipe, 1: Small iGPU, 2: Large GPU");
         DeviceSelector::Name("nothing".to_owned()).pick(&all).expect_err("no such name");
     }
 }

@@ -120,6 +120,7 @@ pub struct StillInUse<F: Family> {
 fn by_whom(users: usize) -> String {
     match users {
         0 => "a device still works with the model".to_owned(),
+        1 => "a session or handle still uses the model".to_owned(),
         _ => format!("{users} sessions or handles still use the model"),
     }
 }

@@ -82,8 +82,10 @@ pub(crate) const COOPERATIVE: [&CStr; 4] = [
 const LEAST_ALIGN: u64 = 16;
 /// Multiplications of one submission: below what a slow device does before its driver loses patience.
 const WORK: u64 = 30_000_000_000;
-/// A submission that was stopped takes less, unless the device hangs.
-const LINGER: Duration = Duration::from_secs(10);
+/// The same on a driver that runs on the processor, where a submission is what a stop waits for.
+const PROCESSOR_WORK: u64 = 2_000_000_000;
+/// Submissions that were stopped take less, also on a busy machine, unless the device hangs.
+const LINGER: Duration = Duration::from_secs(60);
 /// The most bytes a beginning of a binding can have to be a multiple of.
 pub(crate) const MOST_ALIGN: u64 = 256;
 
@@ -144,7 +146,7 @@ impl Gpu {
             align: limits.min_storage_buffer_offset_alignment.clamp(LEAST_ALIGN, MOST_ALIGN),
             groups: u64::from(limits.max_compute_work_group_count[0].min(limits.max_compute_work_group_count[1])),
             allocation: largest_allocation.min(caps.allocation.map_or(u64::MAX, ByteSize::get)),
-            work: caps.work.unwrap_or(WORK),
+            work: caps.work.unwrap_or(if info.kind == DeviceKind::Cpu { PROCESSOR_WORK } else { WORK }),
         };
         let mut gpu = Gpu {
             raw,
