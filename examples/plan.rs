@@ -116,7 +116,7 @@ fn image(arguments: &Arguments, engine: &Engine, model: &Arc<ImageModel>) -> Res
     let options = arguments.image.options(arguments.image.size(None)?, true, access(arguments.model.no_mmap));
     let plan = engine.plan::<Image>(model, &options)?;
     let (staging, report) = (engine.device().backend().overhead(), engine.report());
-    let (total, budget) = (plan.bytes() + staging, arguments.model.budget.unwrap_or(report.budget + staging));
+    let (total, budget) = (plan.bytes() + staging, asked_of(report.budget + staging, arguments.model.budget));
     let fits = total <= budget;
     let advice = (!fits).then(|| plan.advice(engine));
     let (width, height) = plan.size();
@@ -179,8 +179,12 @@ struct DeviceShare {
     free: ByteSize,
 }
 
+/// What was asked for, which may be less than what the device takes for itself, or else all that it has; never more.
+fn asked_of(all: ByteSize, asked: Option<ByteSize>) -> ByteSize {
+    asked.map_or(all, |asked| asked.min(all))
+}
+
 impl DeviceShare {
-    /// `budget`: what was asked for, which may be less than what the device takes for itself.
     fn of(plan: &LoadPlan<Text>, device: &Device, budget: Option<ByteSize>) -> Self {
         let share = plan.shares().iter().find(|share| share.device.is(device));
         let layers = plan.layers().find(|(other, _)| other.is(device));
@@ -190,7 +194,7 @@ impl DeviceShare {
             layers: layers.map_or(0, |(_, layers)| layers),
             staging,
             total: share.map_or(ByteSize::ZERO, |share| share.footprint.total()) + staging,
-            budget: budget.unwrap_or(report.budget + staging),
+            budget: asked_of(report.budget + staging, budget),
             free: report.free(),
         }
     }
