@@ -259,8 +259,8 @@ impl Lowering<'_> {
             Op::Softcap { x, cap } => self.elementwise(Kernel::Softcap, 0, &[x], &[cap.to_bits()], out),
             Op::TakeRows { x } => self.take_rows(x, out),
             // Image models run on the CPU.
-            Op::Embed { by: Index::Position, .. }
-            | Op::LayerNorm { .. }
+            Op::Embed { by: Index::Position, .. } => Err(NotLowered::Operation("embed by position")),
+            Op::LayerNorm { .. }
             | Op::GroupNorm { .. }
             | Op::Conv2d { .. }
             | Op::Upsample { .. }
