@@ -92,6 +92,11 @@ uint float_to_half(float value) {
 
 bool is_finite(float value) { return (floatBitsToUint(value) & 0x7f800000u) != 0x7f800000u; }
 
+// The biased exponent of a number, so far inside that 2^14 over its power of two and the inverse of that are normal.
+uint exponent_of(float most) { return clamp(floatBitsToUint(most) >> 23, 16u, 254u); }
+float scale_of(uint exponent) { return uintBitsToFloat((268u - exponent) << 23); }
+float inverse_of(uint exponent) { return uintBitsToFloat((exponent - 14u) << 23); }
+
 // The driver's tanh may be infinity over infinity for large arguments.
 float tanh_of(float x) {
     float a = abs(x);

@@ -5,8 +5,3 @@
 const uint HEADER = 4u;
 // Words of a row, whose elements are followed by zeros up to a multiple of eight.
 uint f16_row_words(uint k) { return HEADER + (k + 7u) / 8u * 4u; }
-
-// The biased exponent of a number, so far inside that 2^14 over its power of two and the inverse of that are normal.
-uint exponent_of(float most) { return clamp(floatBitsToUint(most) >> 23, 16u, 254u); }
-float scale_of(uint exponent) { return uintBitsToFloat((268u - exponent) << 23); }
-float inverse_of(uint exponent) { return uintBitsToFloat((exponent - 14u) << 23); }

@@ -1,13 +1,12 @@
-// How the lanes of matvec share out products of few rows, and join their sums.
+// How lanes share out products of few rows, and join their sums: the whole of matvec and matvec_integer but for what they
+// multiply. These define, before they include this file, the types WeightUnit (a unit of a feature) and RowUnit (a unit
+// of a row), weight_unit_of and row_unit_of, which bring them in, and add_product.
 
 const uint FEATURES = 8u;
 const uint ROWS = 4u;
 // Features of a lane, and the lanes that share them out.
 const uint EACH = 2u;
 const uint SHARERS = LANES * EACH / FEATURES;
-
-layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
-layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
 
 shared float sums[EACH * ROWS][LANES];
 
@@ -71,9 +70,47 @@ void finish(float sum[EACH * ROWS], uint lane, uint row, uint rows, uint feature
         for (uint s = 0u; s < count; s++) {
             y += sums[sharer][from + s];
         }
-        if (has_bias != 0u) {
-            y += bias[base[2] + out_first + feature];
-        }
-        result[base[3] + (row + r) * out_cols + out_first + feature] = y;
+        put(row + r, feature, y);
     }
+}
+
+void main() {
+    uint lane = numbered();
+    uint sharer = lane % SHARERS;
+    uint feature = gl_WorkGroupID.x * FEATURES + lane / SHARERS * EACH;
+    uint row = gl_WorkGroupID.y * ROWS;
+    uint rows = row_count();
+    if (row >= rows) {
+        return;
+    }
+    rows = min(rows - row, ROWS);
+
+    float sum[EACH * ROWS];
+    for (uint i = 0u; i < EACH * ROWS; i++) {
+        sum[i] = 0.0;
+    }
+    if (feature < features) {
+        uint at[EACH];
+        for (uint f = 0u; f < EACH; f++) {
+            // Past the last feature, the last again: its sum is not kept.
+            at[f] = base[1] + min(feature + f, features - 1u) * row_words;
+        }
+        for (uint block = sharer; BLOCK * block < k; block += SHARERS) {
+            for (uint second = 0u; second < 2u; second++) {
+                WeightUnit w[EACH];
+                for (uint f = 0u; f < EACH; f++) {
+                    w[f] = weight_unit_of(at[f], block, second);
+                }
+                for (uint r = 0u; r < ROWS; r++) {
+                    if (r < rows) {
+                        RowUnit v = row_unit_of(row + r, 2u * block + second);
+                        for (uint f = 0u; f < EACH; f++) {
+                            add_product(w[f], v, sum[f * ROWS + r]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    finish(sum, lane, row, rows, feature);
 }

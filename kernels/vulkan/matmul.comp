@@ -8,9 +8,7 @@
 #define WEIGHT_BINDING 1
 #include "quant.glsl"
 #include "rows.glsl"
-
-layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
-layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
+#include "result.glsl"
 
 const uint FEATURES = 64u;
 const uint ROWS = 32u;
@@ -85,11 +83,7 @@ void main() {
         for (uint i = 0u; i < EACH; i++) {
             uint f = first_feature + across + ACROSS * i;
             if (r < rows && f < features) {
-                float y = sum[j][i];
-                if (has_bias != 0u) {
-                    y += bias[base[2] + out_first + f];
-                }
-                result[base[3] + (row + r) * out_cols + out_first + f] = y;
+                put(row + r, f, sum[j][i]);
             }
         }
     }

@@ -18,6 +18,7 @@
 #define WEIGHT_BINDING 1
 #include "quant.glsl"
 #include "f16_rows.glsl"
+#include "result.glsl"
 
 // Rows, features and elements of the matrices, and invocations of a subgroup: a byte each.
 layout(constant_id = 1) const uint SHAPE = 0x20101010u;
@@ -28,8 +29,6 @@ const uint SUBGROUP = SHAPE >> 24;
 
 layout(set = 1, binding = 0, std430) readonly buffer X { f16vec4 x4[]; };
 layout(set = 1, binding = 0, std430) readonly buffer XScales { float x_scales[]; };
-layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
-layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
 
 const uint FEATURES = 64u;
 const uint ROWS = 128u;
@@ -142,11 +141,7 @@ void main() {
             uint r = down + M * (i / WIDE) + e / N;
             uint f = first_feature + across + N * (i % WIDE) + e % N;
             if (r < rows && f < features) {
-                float y = staged[room + e] * inverse_of(exponent) * x_scales[first_row + r * x_words];
-                if (has_bias != 0u) {
-                    y += bias[base[2] + out_first + f];
-                }
-                result[base[3] + (row + r) * out_cols + out_first + f] = y;
+                put(row + r, f, staged[room + e] * inverse_of(exponent) * x_scales[first_row + r * x_words]);
             }
         }
         barrier();

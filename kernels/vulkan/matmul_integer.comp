@@ -13,10 +13,9 @@
 #define WEIGHT_BINDING 1
 #include "quant.glsl"
 #include "i16_rows.glsl"
+#include "result.glsl"
 
 layout(set = 1, binding = 0, std430) readonly buffer X { uvec4 x4[]; };
-layout(set = 1, binding = 2, std430) readonly buffer Bias { float bias[]; };
-layout(set = 1, binding = 3, std430) writeonly buffer Out { float result[]; };
 
 const uint FEATURES = 64u;
 const uint ROWS = 64u;
@@ -108,11 +107,7 @@ void main() {
         for (uint i = 0u; i < WIDE; i++) {
             uint f = first_feature + across + ACROSS * i;
             if (r < rows && f < features) {
-                float y = sum[j][i];
-                if (has_bias != 0u) {
-                    y += bias[base[2] + out_first + f];
-                }
-                result[base[3] + (row + r) * out_cols + out_first + f] = y;
+                put(row + r, f, sum[j][i]);
             }
         }
     }

@@ -33,9 +33,9 @@ void leave_i16(uint to, uint count) {
         most = max(most, most_of[lane / 4u * 4u + i]);
     }
     // The largest goes to between half of LARGEST and LARGEST; of those below 2^-111 less is left.
-    uint exponent = clamp(most >> 23, 16u, 254u);
-    float factor = uintBitsToFloat((268u - exponent) << 23) * (LARGEST / 32768.0);
-    float scale = uintBitsToFloat((exponent - 14u) << 23) * (32768.0 / LARGEST);
+    uint exponent = exponent_of(uintBitsToFloat(most));
+    float factor = scale_of(exponent) * (LARGEST / 32768.0);
+    float scale = inverse_of(exponent) * (32768.0 / LARGEST);
     // What is not finite makes zeros of a scale that is NaN: so is whatever they are multiplied by.
     bool finite = most < 0x7f800000u;
     uint high = 0u;

@@ -48,7 +48,7 @@ pub(crate) enum Kernel {
 
 /// Which variants of the kernels a device runs beside those that every device with Vulkan 1.1 can. The fastest of those
 /// that are there is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct KernelSet {
     /// Sums and maxima of workgroups by arithmetic across subgroups, of whatever size.

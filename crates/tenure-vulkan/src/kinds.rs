@@ -86,18 +86,19 @@ impl When {
 /// How many rows of a kind there are in a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Amount {
-    Any,
     Few,
     Many,
 }
 
 impl Amount {
+    pub(crate) const ALL: [Amount; 2] = [Amount::Few, Amount::Many];
+
     /// How many there are at most, where there is room for so many; none if that is for few only.
     pub(crate) const fn most(self, capacity: usize) -> usize {
         match self {
             Amount::Few if capacity > FEW => FEW,
             Amount::Many if capacity <= FEW => 0,
-            Amount::Any | Amount::Few | Amount::Many => capacity,
+            Amount::Few | Amount::Many => capacity,
         }
     }
 }

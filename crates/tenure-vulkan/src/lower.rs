@@ -31,8 +31,8 @@ pub(crate) struct Dispatch {
     pub(crate) constants: [u32; 2],
     /// Which recordings it is in.
     pub(crate) when: When,
-    /// How many rows of its kind there are in these.
-    pub(crate) amount: Amount,
+    /// How many rows of its kind there are in these, if that matters.
+    pub(crate) amount: Option<Amount>,
     /// What is behind each binding.
     pub(crate) operands: Vec<(Region, Access)>,
     /// The kernel's own push constants.
@@ -351,7 +351,7 @@ impl Lowering<'_> {
             // Rows that may be computed together are not divided: how they are computed must not depend on how much a
             // submission bears.
             let work_of_row = of(heads as u64);
-            self.runs(&[q, out], (0, Amount::Any), (work_of_row, ROWS as u64), |me, run| {
+            self.runs(&[q, out], (0, None), (work_of_row, ROWS as u64), |me, run| {
                 let operands = [me.read(q, run), (part.region, Access::Read), me.write(out, run)];
                 let mut attend = |kernel, mode, share, when, to, parts| {
                     let operands = vec![operands[0], operands[1], to];
@@ -449,21 +449,22 @@ impl Lowering<'_> {
 
     /// Divides the rows of some values, of which all have as many, into runs that fit the bindings and the grid.
     fn by_rows(&mut self, values: &[Val], each: impl FnMut(&mut Self, Run)) -> Result<(), NotLowered> {
-        self.runs(values, (0, Amount::Any), (0, 1), each)
+        self.runs(values, (0, None), (0, 1), each)
     }
 
-    /// The same where a row may be so wide in another form, for few rows or many, where each row takes so many
+    /// The same where a row may be so wide in another form, for few rows, many or all, where each row takes so many
     /// multiplications, of which a submission bears a number, and so many rows stay together, where a binding holds them.
     fn runs(
         &mut self,
         values: &[Val],
-        (wide, amount): (u64, Amount),
+        (wide, amount): (u64, Option<Amount>),
         (work, together): (u64, u64),
         mut each: impl FnMut(&mut Self, Run),
     ) -> Result<(), NotLowered> {
         let Some(&out) = values.last() else { return Ok(()) };
         let rows = self.plan.value(out).rows;
-        let capacity = amount.most(self.plan.shape().capacity(rows)) as u64;
+        let capacity = self.plan.shape().capacity(rows);
+        let capacity = amount.map_or(capacity, |amount| amount.most(capacity)) as u64;
         let widest = values.iter().copied().max_by_key(|&val| self.cols(val)).unwrap_or(out);
         let row = wide.max(self.cols(widest) * WORD);
         let bearable = (self.bounds.work / work.max(1)).max(together);
@@ -538,7 +539,7 @@ impl Lowering<'_> {
             self.reformed = None;
         }
         let grid = Grid { columns, rows: run.rows, first: run.first, most: run.count };
-        let (when, amount, share) = (When::ALWAYS, Amount::Any, Share::All);
+        let (when, amount, share) = (When::ALWAYS, None, Share::All);
         let dispatch = Dispatch { kernel, constants, when, amount, operands, words, grid, share, parts: None, work };
         self.dispatches.push_mut(dispatch)
     }
@@ -627,9 +628,9 @@ impl Dispatch {
     /// Whether it is in a recording.
     pub(crate) const fn is_in(&self, many: Many) -> bool {
         let there_are = match self.amount {
-            Amount::Any => true,
-            Amount::Few => !many.of(self.grid.rows),
-            Amount::Many => many.of(self.grid.rows),
+            None => true,
+            Some(Amount::Few) => !many.of(self.grid.rows),
+            Some(Amount::Many) => many.of(self.grid.rows),
         };
         there_are
             && match (many.step, many.long) {

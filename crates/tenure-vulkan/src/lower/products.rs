@@ -12,34 +12,31 @@ use super::{Bounds, Lowering, NotLowered, Run};
 
 impl Bounds {
     /// The kernel for products of few rows by weights of a type, or of many, and how it reads the rows.
-    fn product(self, dtype: DType, many: bool) -> (Kernel, RowForm) {
+    fn product(self, dtype: DType, amount: Amount) -> (Kernel, RowForm) {
         let integer = self.integer && dtype.is_block();
-        match (many, self.cooperative) {
+        match (amount, self.cooperative) {
             // Weights in 32 bits keep them.
-            (true, Some(_)) if dtype != DType::F32 => (Kernel::MatMulCooperative, RowForm::F16),
-            (true, _) if integer => (Kernel::MatMulInteger, RowForm::I16),
-            (true, _) => (Kernel::MatMul, RowForm::F32),
-            (false, _) if integer => (Kernel::MatVecInteger, RowForm::I16),
-            (false, _) => (Kernel::MatVec, RowForm::F32),
+            (Amount::Many, Some(_)) if dtype != DType::F32 => (Kernel::MatMulCooperative, RowForm::F16),
+            (Amount::Many, _) if integer => (Kernel::MatMulInteger, RowForm::I16),
+            (Amount::Many, _) => (Kernel::MatMul, RowForm::F32),
+            (Amount::Few, _) if integer => (Kernel::MatVecInteger, RowForm::I16),
+            (Amount::Few, _) => (Kernel::MatVec, RowForm::F32),
         }
     }
 }
-
-/// Few rows and many.
-const AMOUNTS: [(Amount, bool); 2] = [(Amount::Few, false), (Amount::Many, true)];
 
 /// Bytes of the rows of activations that products read in forms of their own, the most at a time.
 pub(crate) fn rows_bytes(plan: &Plan, bounds: Bounds) -> u64 {
     let of = |step: &Step| {
         let Op::MatMul { x, w, .. } = step.op else { return 0 };
-        let bytes = |(amount, many): (Amount, bool)| match bounds.product(plan.weight(w).spec.dtype, many).1 {
+        let bytes = |amount: Amount| match bounds.product(plan.weight(w).spec.dtype, amount).1 {
             RowForm::F32 => 0,
             form => {
                 let rows = amount.most(plan.shape().capacity(plan.value(x).rows));
                 form.row_bytes(plan.value(x).cols as u64).saturating_mul(rows as u64)
             }
         };
-        AMOUNTS.map(bytes).into_iter().max().unwrap_or(0)
+        Amount::ALL.map(bytes).into_iter().max().unwrap_or(0)
     };
     plan.steps().iter().map(of).max().unwrap_or(0)
 }
@@ -48,8 +45,8 @@ pub(crate) fn rows_bytes(plan: &Plan, bounds: Bounds) -> u64 {
 #[derive(Clone, Copy)]
 pub(super) struct Reformed {
     val: Val,
-    few: RowForm,
-    many: RowForm,
+    /// By [`Amount`].
+    forms: [RowForm; 2],
 }
 
 impl Lowering<'_> {
@@ -57,12 +54,12 @@ impl Lowering<'_> {
         let (format, row) = self.matrix(w);
         let (k, n) = (self.cols(x), self.cols(out));
         let bias = bias.map(|bias| self.vector(bias)).transpose()?;
-        for (amount, many) in AMOUNTS {
+        for amount in Amount::ALL {
             let capacity = self.plan.shape().capacity(self.plan.value(x).rows);
             if amount.most(capacity) == 0 {
                 continue;
             }
-            let (kernel, form) = self.bounds.product(self.plan.weight(w).spec.dtype, many);
+            let (kernel, form) = self.bounds.product(self.plan.weight(w).spec.dtype, amount);
             self.reform(x, form, amount)?;
             let shape = self.bounds.cooperative.filter(|_| kernel == Kernel::MatMulCooperative);
             let constants = [format, shape.map_or(0, |shape| shape.constant())];
@@ -70,7 +67,7 @@ impl Lowering<'_> {
             let widest = form.row_bytes(k);
             for (first, count) in self.windows(n, row, most, || self.row_name(w))? {
                 let weight = self.rows_of(w, row, first, count);
-                self.runs(&[x, out], (widest, amount), (k * count, 1), |me, run| {
+                self.runs(&[x, out], (widest, Some(amount)), (k * count, 1), |me, run| {
                     let x = match form {
                         RowForm::F32 => me.read(x, run),
                         RowForm::I16 | RowForm::F16 => (me.reformed(x, form, run), Access::Read),
@@ -78,7 +75,7 @@ impl Lowering<'_> {
                     // What is bound in place of a bias that is not there is not read.
                     let operands = vec![x, weight, bias.unwrap_or(x), me.write(out, run)];
                     let words = [k, row / WORD, count, n, first, u64::from(bias.is_some())].map(|word| word as u32);
-                    me.push(kernel, constants, operands, words.to_vec(), count, run, k * count).amount = amount;
+                    me.push(kernel, constants, operands, words.to_vec(), count, run, k * count).amount = Some(amount);
                 })?;
             }
         }
@@ -92,41 +89,30 @@ impl Lowering<'_> {
             RowForm::I16 => Kernel::RowsToI16,
             RowForm::F16 => Kernel::RowsToF16,
         };
-        let none = Reformed { val: x, few: RowForm::F32, many: RowForm::F32 };
+        let none = Reformed { val: x, forms: [RowForm::F32; 2] };
         let mut there = self.reformed.filter(|there| there.val == x).unwrap_or(none);
-        let before = match amount {
-            Amount::Few => &mut there.few,
-            Amount::Many | Amount::Any => &mut there.many,
-        };
-        if std::mem::replace(before, form) == form {
+        if std::mem::replace(&mut there.forms[amount as usize], form) == form {
             return Ok(());
         }
         let k = self.cols(x);
         // A workgroup takes whole rows in f16.
         let columns = if form == RowForm::F16 { 1 } else { k };
-        self.runs(&[x], (form.row_bytes(k), amount), (0, 1), |me, run| {
+        self.runs(&[x], (form.row_bytes(k), Some(amount)), (0, 1), |me, run| {
             let operands = vec![me.read(x, run), (me.reformed(x, form, run), Access::Write)];
-            me.push(kernel, [0; 2], operands, vec![k as u32], columns, run, 0).amount = amount;
+            me.push(kernel, [0; 2], operands, vec![k as u32], columns, run, 0).amount = Some(amount);
         })?;
         self.reformed = Some(there);
         Ok(())
     }
 
-    /// In which recordings an operation is to leave its result as integers too, for the products that read it next: where
-    /// it has few rows or many or in all, and whether it is to.
-    fn leaves_i16(&self, out: Val) -> Vec<(Amount, bool)> {
-        let wanted = |many: bool| {
-            self.plan.steps().iter().any(|step| match step.op {
-                Op::MatMul { x, w, .. } if x == out => {
-                    self.bounds.product(self.plan.weight(w).spec.dtype, many).1 == RowForm::I16
-                }
-                _ => false,
-            })
-        };
-        match [false, true].map(wanted) {
-            [few, many] if few == many => vec![(Amount::Any, few)],
-            [few, many] => vec![(Amount::Few, few), (Amount::Many, many)],
-        }
+    /// Whether products read a result as integers where it has so many rows.
+    fn is_read_as_i16(&self, out: Val, amount: Amount) -> bool {
+        self.plan.steps().iter().any(|step| match step.op {
+            Op::MatMul { x, w, .. } if x == out => {
+                self.bounds.product(self.plan.weight(w).spec.dtype, amount).1 == RowForm::I16
+            }
+            _ => false,
+        })
     }
 
     /// An operation by the first of the kernels, or by the second where it is to leave its result as integers too.
@@ -139,8 +125,12 @@ impl Lowering<'_> {
         out: Val,
     ) -> Result<(), NotLowered> {
         let values: Vec<Val> = inputs.iter().copied().chain([out]).collect();
-        let mut left = Reformed { val: out, few: RowForm::F32, many: RowForm::F32 };
-        for (amount, leaves) in self.leaves_i16(out) {
+        let leaves = Amount::ALL.map(|amount| i16.is_some() && self.is_read_as_i16(out, amount));
+        let recordings = match leaves {
+            [few, many] if few == many => vec![(None, few)],
+            [few, many] => vec![(Some(Amount::Few), few), (Some(Amount::Many), many)],
+        };
+        for (amount, leaves) in recordings {
             let kernel = i16.filter(|_| leaves);
             let wide = kernel.map_or(0, |_| RowForm::I16.row_bytes(self.cols(out)));
             self.runs(&values, (wide, amount), (0, 1), |me, run| {
@@ -150,15 +140,10 @@ impl Lowering<'_> {
                 let kernel = kernel.unwrap_or(plain);
                 me.push(kernel, [constant, 0], operands, words.clone(), columns, run, 0).amount = amount;
             })?;
-            if kernel.is_some() && amount != Amount::Many {
-                left.few = RowForm::I16;
-            }
-            if kernel.is_some() && amount != Amount::Few {
-                left.many = RowForm::I16;
-            }
         }
-        if left.few != RowForm::F32 || left.many != RowForm::F32 {
-            self.reformed = Some(left);
+        if leaves.contains(&true) {
+            let forms = leaves.map(|leaves| if leaves { RowForm::I16 } else { RowForm::F32 });
+            self.reformed = Some(Reformed { val: out, forms });
         }
         Ok(())
     }
